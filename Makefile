@@ -1,0 +1,93 @@
+# staybus: one command for each thing one does. `make` alone lists them.
+# Needs GNU make and a Python 3.11 or newer; everything else is fetched into .staybus/ and .venv/.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+ARGS ?=
+UV := .staybus/bootstrap/bin/uv
+READY := .staybus/ready
+STACK := .venv/bin/python -m ops.stack
+
+export UV_PROJECT_ENVIRONMENT := .venv
+# The certificates this machine trusts, not a list of uv's own; SSL_CERT_FILE is honoured too.
+export UV_NATIVE_TLS ?= 1
+export UV_SYSTEM_CERTS ?= 1
+
+heading = @printf '\n== %s\n' '$(1)'
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@printf '\n  Words for the command go into ARGS: make test ARGS="-k outbox"\n'
+
+.PHONY: setup
+setup: $(READY) ## install all that the other targets need (they call it themselves)
+
+.PHONY: demo
+demo: $(READY) ## the whole gateway against simulated vendors, with a story to watch
+	$(call heading,demo)
+	@.venv/bin/staybus demo $(ARGS)
+
+.PHONY: up
+up: $(READY) ## start everything and keep it running
+	$(call heading,up)
+	@.venv/bin/staybus up $(ARGS)
+
+.PHONY: down
+down: $(READY) ## stop what `make up` left running
+	$(call heading,down)
+	@.venv/bin/staybus down $(ARGS)
+
+.PHONY: test
+test: $(READY) ## all tests, against a real Postgres and a real RabbitMQ
+	$(call heading,test)
+	@.venv/bin/pytest $(ARGS)
+
+.PHONY: check
+check: $(READY) ## formatting, lint, types, import rules
+	$(call heading,check: format)
+	@.venv/bin/ruff format --check .
+	$(call heading,check: lint)
+	@.venv/bin/ruff check .
+	$(call heading,check: types)
+	@.venv/bin/mypy
+	$(call heading,check: imports)
+	@.venv/bin/lint-imports
+
+.PHONY: fix
+fix: $(READY) ## repair formatting and what lint can repair
+	$(call heading,fix)
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+.PHONY: bench
+bench: $(READY) ## measure throughput and latency
+	$(call heading,bench)
+	@.venv/bin/python -m bench $(ARGS)
+
+.PHONY: faults
+faults: $(READY) ## kill and cut real servers, and look for lost or doubled messages
+	$(call heading,faults)
+	@.venv/bin/pytest -m fault tests/faults $(ARGS)
+
+.PHONY: clean
+clean: ## stop this checkout's servers, remove their data, the environment and the caches
+	$(call heading,clean)
+	@if [ -x .venv/bin/python ] && [ -d .staybus ]; then \
+	  for folder in .staybus/*/; do \
+	    if [ -e "$$folder/lock" ]; then $(STACK) down --delete --folder "$$folder" || exit 1; fi; \
+	  done; \
+	fi
+	@rm -rf .staybus .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+
+$(UV): ops/bootstrap.sh
+	$(call heading,bootstrap: uv in .staybus/bootstrap)
+	@sh ops/bootstrap.sh .staybus/bootstrap
+	@touch $@
+
+$(READY): $(UV) pyproject.toml uv.lock
+	$(call heading,install: the locked dependencies into .venv)
+	@$(UV) sync --locked --group dev --python "$$(cat .staybus/bootstrap/python)"
+	@touch $@
