@@ -1,0 +1,1 @@
+"""staybus's own messages and value types. Imports nothing of ours."""

@@ -1,0 +1,163 @@
+"""The data of neutral commands (`pms.*`), as services send them; JSON is camelCase, snake_case is accepted too.
+
+Ids are the core's own: mappings turn them into each vendor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from .entities import Guest
+from .vocabulary import EntityType, ReservationStatus
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Count = Annotated[int, Field(ge=0, le=500)]
+Minor = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class InvalidCommandError(ValueError):
+    """The data of a command does not fit; the text names the fields, never their values."""
+
+
+class CommandData(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    def lane_entity(self) -> tuple[EntityType, str]:
+        """What the command is about: commands on one (connection, entity) keep their order."""
+        raise NotImplementedError
+
+    def references(self) -> tuple[tuple[EntityType, str], ...]:
+        """The internal ids that must be mapped before the vendor can be told."""
+        raise NotImplementedError
+
+
+class _Stay(CommandData):
+    reservation_id: Id
+
+    def lane_entity(self) -> tuple[EntityType, str]:
+        return EntityType.RESERVATION, self.reservation_id
+
+
+class BookingCreate(_Stay):
+    property_id: Id
+    room_type_id: Id
+    check_in: date
+    check_out: date
+    adults: Count = 1
+    children: Count = 0
+    status: ReservationStatus = ReservationStatus.CONFIRMED
+    guest: Guest | None = None
+    total_price: Minor | None = None
+    currency: Currency | None = None
+    notes: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+    @model_validator(mode="after")
+    def _stay_has_nights(self) -> Self:
+        return _check_stay(self, self.check_in, self.check_out)
+
+    def references(self) -> tuple[tuple[EntityType, str], ...]:
+        return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)
+
+
+class BookingUpdate(_Stay):
+    """Only the members that are given change."""
+
+    room_type_id: Id | None = None
+    check_in: date | None = None
+    check_out: date | None = None
+    adults: Count | None = None
+    children: Count | None = None
+    status: ReservationStatus | None = None
+    guest: Guest | None = None
+    total_price: Minor | None = None
+    currency: Currency | None = None
+    notes: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> Self:
+        if not self.model_fields_set - {"reservation_id"}:
+            raise ValueError("name at least one member to change")
+        return _check_stay(self, self.check_in, self.check_out)
+
+    def references(self) -> tuple[tuple[EntityType, str], ...]:
+        rooms = ((EntityType.ROOM_TYPE, self.room_type_id),) if self.room_type_id else ()
+        return (EntityType.RESERVATION, self.reservation_id), *rooms
+
+
+class BookingCancel(_Stay):
+    reason: Annotated[str, StringConstraints(max_length=500)] | None = None
+
+    def references(self) -> tuple[tuple[EntityType, str], ...]:
+        return ((EntityType.RESERVATION, self.reservation_id),)
+
+
+class Period(CommandData):
+    """Nights from check_in-like `first` to `last`, both included."""
+
+    first: date
+    last: date
+    available: Count | None = None
+    price: Minor | None = None
+    min_stay: Annotated[int, Field(ge=1, le=365)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last < self.first:
+            raise ValueError("last is before first")
+        if self.available is None and self.price is None and self.min_stay is None:
+            raise ValueError("give available, price or minStay")
+        return self
+
+
+class AvailabilityUpdate(CommandData):
+    property_id: Id
+    room_type_id: Id
+    periods: Annotated[tuple[Period, ...], Field(min_length=1, max_length=400)]
+    currency: Currency | None = None
+
+    def lane_entity(self) -> tuple[EntityType, str]:
+        return EntityType.AVAILABILITY, self.room_type_id
+
+    def references(self) -> tuple[tuple[EntityType, str], ...]:
+        return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)
+
+
+C = TypeVar("C", bound=CommandData)
+
+COMMANDS: Mapping[str, type[CommandData]] = {
+    "pms.booking.create": BookingCreate,
+    "pms.booking.update": BookingUpdate,
+    "pms.booking.cancel": BookingCancel,
+    "pms.availability.update": AvailabilityUpdate,
+}
+
+
+def parse_command(event_type: str, data: Any) -> CommandData:
+    """raises InvalidCommandError, also for a type that no command has"""
+    model = COMMANDS.get(event_type)
+    if model is None:
+        raise InvalidCommandError(f"type: {event_type} is not a command; known: {', '.join(sorted(COMMANDS))}")
+    if not isinstance(data, dict):
+        raise InvalidCommandError("data: a JSON object is needed")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InvalidCommandError(describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """`field: what is wrong` for each fault, without the values (they may be a guest's)."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'data'}: {fault['msg']}" for fault in faults[:5])
+
+
+def _check_stay(command: C, check_in: date | None, check_out: date | None) -> C:
+    if check_in is not None and check_out is not None and check_out <= check_in:
+        raise ValueError("checkOut must be after checkIn")
+    return command

@@ -1,0 +1,117 @@
+"""The standard schema: what every vendor's property, room type, reservation, guest and availability become.
+
+JSON is camelCase. Stays are half-open dates without time in the property's zone: check_in <= night < check_out. Money is
+integer minor units. `external_*` are the vendor's ids as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from .vocabulary import ReservationStatus
+
+
+class Entity(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class Guest(Entity):
+    """Personal data: sealed at rest, never in logs, errors or metrics. None means: the vendor did not say."""
+
+    first_name: str | None = None
+    last_name: str | None = None
+    email: str | None = None
+    phone: str | None = None
+    language: str | None = None
+    country: str | None = None
+
+    def is_known(self) -> bool:
+        return bool(self.first_name or self.last_name or self.email or self.phone)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """The fence: a state replaces the stored one only if its version is greater.
+
+    modified_at  the vendor's own modification time of the entity
+    observed_at  when that state was seen: the webhook's time stamp, or the time at which a fetch began
+    tie          0-99, breaks what is left the same way in any order of arrival (a cancellation wins over the rest)
+    """
+
+    modified_at: datetime
+    observed_at: datetime
+    tie: int = 0
+
+
+class Reservation(Entity):
+    external_id: str
+    external_property_id: str
+    external_room_type_id: str
+    external_unit_id: str | None = None
+    status: ReservationStatus
+    check_in: date
+    check_out: date
+    adults: int = Field(ge=0)
+    children: int = Field(ge=0)
+    total_price: int | None = None
+    currency: str | None = None
+    source: str | None = None
+    source_reference: str | None = None
+    booked_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    guest: Guest | None = None
+    marker: str | None = None  # the command of ours that created it, where the vendor gives our marker back
+
+
+class Property(Entity):
+    external_id: str
+    name: str
+    currency: str | None = None
+    timezone: str | None = None
+    country: str | None = None
+    city: str | None = None
+    address: str | None = None
+
+
+class RoomType(Entity):
+    external_id: str
+    external_property_id: str
+    name: str
+    quantity: int = 1
+    max_occupancy: int | None = None
+
+
+class Availability(Entity):
+    """One night of one room type."""
+
+    external_property_id: str
+    external_room_type_id: str
+    day: date
+    available: int | None = None
+    price: int | None = None
+    currency: str | None = None
+    min_stay: int | None = None
+    closed: bool | None = None
+
+
+E = TypeVar("E", bound=Entity)
+
+
+@dataclass(frozen=True, slots=True)
+class Sourced(Generic[E]):
+    """An entity with what it was made from.
+
+    raw      the vendor's own document without personal and card data; unknown members included
+    private  the personal part of it, to be sealed
+    """
+
+    entity: E
+    version: Version
+    raw: Mapping[str, Any]
+    private: Mapping[str, Any]

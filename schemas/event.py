@@ -1,0 +1,117 @@
+"""The message: CloudEvents 1.0 in structured or batched JSON (https://github.com/cloudevents/spec).
+
+A message that staybus itself publishes is a wake-up and carries no `data`: the row in `channel_events` has it. A
+message from a service carries `data` and becomes a row at first sight.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+
+CONTENT_TYPE = "application/cloudevents+json"
+BATCH_CONTENT_TYPE = "application/cloudevents-batch+json"
+SOURCE = "/staybus"
+MAX_EVENTS = 200  # in one message; with MAX_BYTES the bound on what a worker must hold for one delivery
+MAX_BYTES = 128 * 1024
+
+TYPE_PATTERN = r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){0,7}$"
+_FOREIGN_IDS = uuid.UUID("5e2d1bd6-4a27-5c1e-9f3a-0d5a5b1f2c77")
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+
+class MalformedMessageError(ValueError):
+    """A message that cannot be read as events; the text names the place, never the content."""
+
+
+class Event(BaseModel):
+    """One event on the wire. Unknown attributes are CloudEvents extensions of others and are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    specversion: str = Field(default="1.0", pattern=r"^1\.0$")
+    id: Word
+    source: Word = SOURCE
+    type: Annotated[str, StringConstraints(pattern=TYPE_PATTERN, max_length=200)]
+    subject: Word | None = None
+    time: datetime | None = None
+    datacontenttype: str | None = None
+    companyid: Word | None = None
+    connectionid: Word | None = None
+    idempotencykey: Word | None = None
+    traceparent: Annotated[str, StringConstraints(max_length=64)] | None = None
+    data: Any = None
+
+    @field_validator("datacontenttype")
+    @classmethod
+    def _json_only(cls, value: str | None) -> str | None:
+        if value is not None and not re.search(r"[/+]json\b", value):
+            raise ValueError("data must be JSON")
+        return value
+
+    @property
+    def row_id(self) -> uuid.UUID:
+        """The id of this event's row: its own where it is a UUID, else derived from source and id (unique together)."""
+        try:
+            return uuid.UUID(self.id)
+        except ValueError:
+            return uuid.uuid5(_FOREIGN_IDS, f"{self.source}\n{self.id}")
+
+    @property
+    def dedupe_key(self) -> str:
+        return self.idempotencykey or f"{self.source}#{self.id}"
+
+
+_ONE = TypeAdapter(Event)
+_MANY = TypeAdapter(list[Event])
+
+
+def decode(body: bytes) -> list[Event]:
+    """The events of one message, in structured or batched form: the body tells which, whatever the content type says.
+
+    raises  MalformedMessageError
+    """
+    if len(body) > 4 * MAX_BYTES:
+        raise MalformedMessageError(f"body has {len(body)} bytes; at most {4 * MAX_BYTES} are read")
+    try:
+        if body.lstrip()[:1] == b"[":
+            events = _MANY.validate_json(body)
+            if not events:
+                raise MalformedMessageError("an empty batch")
+            return events
+        return [_ONE.validate_json(body)]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise MalformedMessageError(f"{place}: {first['msg']}") from error
+
+
+def encode(event: Event) -> bytes:
+    """Structured mode."""
+    return orjson.dumps(event.model_dump(mode="json", exclude_none=True))
+
+
+def wake_ups(type_: str, rows: Sequence[tuple[uuid.UUID, str, str | None]]) -> bytes:
+    """The body that wakes these rows (id, company id, traceparent): one event in structured mode, several as a batch.
+
+    Written by hand and not through the model: it is the hot path and the values are ours.
+    """
+    events = [
+        {
+            "specversion": "1.0",
+            "id": str(id_),
+            "source": SOURCE,
+            "type": type_,
+            "companyid": company,
+            **({"traceparent": trace} if trace else {}),
+        }
+        for id_, company, trace in rows
+    ]
+    return orjson.dumps(events[0] if len(events) == 1 else events)

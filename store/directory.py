@@ -1,0 +1,136 @@
+"""What a process knows about connections: read when first needed, kept for a short while, read again when in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+
+from schemas.connection import Connection
+
+from .statements import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .pool import Pool
+    from .seal import Cipher, KeyFile
+
+_SQL = statements("connections")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A connection with what opens its sealed values; webhook_secrets: the current one, then a still valid earlier one."""
+
+    connection: Connection
+    cipher: Cipher
+    webhook_secrets: tuple[str, ...] = field(repr=False)
+
+
+class Directory:
+    """A cache of connections by id.
+
+    A value older than `fresh_for` seconds is still given, while it is read again behind the caller's back; so a change
+    is seen after that time at the latest by the second look. `again` reads at once: for a signature that does not
+    fit, which may be a secret that was just rotated. Unknown ids are asked for once in `miss_for` seconds.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        keys: KeyFile,
+        *,
+        fresh_for: float = 2.0,
+        miss_for: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._keys = keys
+        self._fresh_for = fresh_for
+        self._miss_for = miss_for
+        self._clock = clock
+        self._known: dict[str, tuple[float, Known | None]] = {}
+        self._reading: dict[str, asyncio.Task[Known | None]] = {}
+        self._ciphers: dict[str, Cipher] = {}
+
+    @property
+    def installation(self) -> Cipher:
+        return self._keys.installation
+
+    async def get(self, connection_id: str) -> Known | None:
+        entry = self._known.get(connection_id)
+        if entry is None:
+            return await self._read(connection_id)
+        at, known = entry
+        age = self._clock() - at
+        if known is None:
+            return None if age < self._miss_for else await self._read(connection_id)
+        if age > self._fresh_for:
+            self._begin(connection_id)
+        return known
+
+    async def again(self, connection_id: str) -> Known | None:
+        """The value as it is in the database now; at most one read in a tenth of a second and connection."""
+        entry = self._known.get(connection_id)
+        if entry is not None and self._clock() - entry[0] < 0.1:
+            return entry[1]
+        return await self._read(connection_id)
+
+    async def cipher(self, company_id: str) -> Cipher | None:
+        """None for a company that does not exist."""
+        cipher = self._ciphers.get(company_id)
+        if cipher is None:
+            wrapped = await self._pool.fetchval(_SQL["company_key"], company_id)
+            if wrapped is None:
+                return None
+            cipher = self._ciphers[company_id] = self._keys.cipher(company_id, wrapped)
+        return cipher
+
+    async def _read(self, connection_id: str) -> Known | None:
+        return await asyncio.shield(self._begin(connection_id))
+
+    def _begin(self, connection_id: str) -> asyncio.Task[Known | None]:
+        task = self._reading.get(connection_id)
+        if task is None:
+            task = self._reading[connection_id] = asyncio.create_task(self._load(connection_id))
+            task.add_done_callback(lambda done: self._finished(connection_id, done))
+        return task
+
+    def _finished(self, connection_id: str, task: asyncio.Task[Known | None]) -> None:
+        self._reading.pop(connection_id, None)
+        if not task.cancelled():
+            task.exception()  # a caller that waits has it; a refresh behind the back keeps the old value
+
+    async def _load(self, connection_id: str) -> Known | None:
+        row = await self._pool.fetchrow(_SQL["load"], connection_id)
+        known: Known | None = None
+        if row is not None:
+            cipher = self._ciphers.get(row["company_id"])
+            if cipher is None:
+                cipher = self._ciphers[row["company_id"]] = self._keys.cipher(row["company_id"], row["data_key"])
+            known = Known(
+                Connection(
+                    id=row["id"],
+                    company_id=row["company_id"],
+                    vendor=row["vendor"],
+                    name=row["name"],
+                    status=row["status"],
+                    external_account_id=row["external_account_id"],
+                    config=orjson.loads(row["config"]),
+                    currencies=orjson.loads(row["currencies"] or "{}"),
+                ),
+                cipher,
+                tuple(
+                    cipher.open_bytes(sealed).decode()
+                    for sealed in (row["webhook_secret"], row["previous_secret"])
+                    if sealed is not None
+                ),
+            )
+        if len(self._known) > 50_000:  # ids from the outside must not grow it without bound
+            self._known.clear()
+        self._known[connection_id] = (self._clock(), known)
+        return known

@@ -1,0 +1,99 @@
+"""Gathers concurrent calls of one kind into one batch: the largest lever on the database (docs/performance.md).
+
+What arrives while batches are under way is the next batch. With nothing under way a call goes out in the same turn of
+the loop, so that at low load gathering costs no time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class GatherFull(Exception):  # noqa: N818 - a state, not a fault
+    """More callers wait than `waiting` allows."""
+
+
+class Gather(Generic[T, R]):
+    """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
+
+    flights  batches under way at once
+    pause    seconds that a first item waits for company while something is under way already
+    """
+
+    def __init__(
+        self,
+        act: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        most: int = 200,
+        flights: int = 2,
+        pause: float = 0.0,
+        waiting: int = 10_000,
+    ) -> None:
+        self._act = act
+        self._most = most
+        self._flights = flights
+        self._pause = pause
+        self._waiting = waiting
+        self._items: list[tuple[T, asyncio.Future[R]]] = []
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """raises GatherFull"""
+        if len(self._items) >= self._waiting:
+            raise GatherFull
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._items.append((item, future))
+        if not self._scheduled and len(self._tasks) < self._flights:
+            self._scheduled = True
+            if self._tasks and self._pause:
+                loop.call_later(self._pause, self._start)
+            else:
+                loop.call_soon(self._start)
+        return future
+
+    async def drain(self) -> None:
+        """Returns when everything submitted so far has its result."""
+        while self._items or self._tasks:
+            if self._items and not self._tasks:
+                self._start()
+            await asyncio.wait(set(self._tasks))
+
+    def _start(self) -> None:
+        self._scheduled = False
+        while self._items and len(self._tasks) < self._flights:
+            batch, self._items = self._items[: self._most], self._items[self._most :]
+            task = asyncio.create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._items and not self._scheduled:
+            self._start()
+
+    async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._act([item for item, _ in batch])
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # a caller that went away must not leave a warning behind
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)

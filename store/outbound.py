@@ -1,0 +1,192 @@
+"""Commands and their deliveries: insert, route, claim by lane, learn what the vendor answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from .statements import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from .pool import Connection
+
+_SQL = statements("outbound")
+
+
+@dataclass(slots=True)
+class CommandRow:
+    """A command (no parent, no connection) or a delivery of it (both)."""
+
+    id: UUID
+    company_id: str
+    connection_id: str | None
+    parent_id: UUID | None
+    event_type: str
+    entity_type: str | None
+    entity_internal_id: str | None
+    idempotency_key: str
+    payload: str
+    sealed: bytes | None
+    lane: str | None
+    lane_policy: str | None
+    max_attempts: int
+    trace: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCommand:
+    id: UUID
+    company_id: str
+    connection_id: str | None
+    event_type: str
+    idempotency_key: str
+    payload: str
+    sealed: bytes | None
+    status: str
+    attempts: int
+    max_attempts: int
+    starts: int
+    received_at: datetime
+    trace: str | None
+    error_class: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A leased delivery; attempts and starts count this one already. The budget is None where nothing is known."""
+
+    id: UUID
+    company_id: str
+    connection_id: str
+    event_type: str
+    entity_type: str
+    entity_internal_id: str
+    idempotency_key: str
+    payload: str
+    sealed: bytes | None
+    attempts: int
+    max_attempts: int
+    starts: int
+    received_at: datetime
+    trace: str | None
+    error_class: str | None
+    lane: str | None
+    lane_policy: str | None
+    budget_remaining: float | None
+    budget_resets_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneHead:
+    id: UUID
+    company_id: str
+    event_type: str
+    trace: str | None
+    status: str
+    vendor: str
+
+
+def lane_prefix(entity_type: str, internal_id: str) -> str:
+    """Ordered lanes begin with the entity, so that its connections can be found by prefix."""
+    return f"{entity_type}:{internal_id}@"
+
+
+async def insert_commands(connection: Connection, rows: Sequence[CommandRow]) -> set[UUID]:
+    """returns the ids that are new"""
+    if not rows:
+        return set()
+    columns = zip(
+        *(
+            (r.id, r.company_id, r.connection_id, r.parent_id, r.event_type, r.entity_type, r.entity_internal_id,
+             r.idempotency_key, r.payload, r.sealed, r.lane, r.lane_policy, r.max_attempts, r.trace)
+            for r in rows
+        ),
+        strict=True,
+    )  # fmt: skip
+    return {row["id"] for row in await connection.fetch(_SQL["insert_commands"], *columns)}
+
+
+async def load_commands(connection: Connection, ids: Sequence[UUID]) -> list[LoadedCommand]:
+    return [LoadedCommand(*row) for row in await connection.fetch(_SQL["load_commands"], ids)]
+
+
+async def mapped_connections(
+    connection: Connection, wanted: Sequence[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], list[tuple[str, str]]]:
+    """wanted: (company, entity type, internal id). returns for each its (connection id, vendor) pairs"""
+    found: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for row in await connection.fetch(_SQL["mapped_connections"], *_columns(wanted, 3)):
+        key = (row["company_id"], row["entity_type"], row["internal_id"])
+        found.setdefault(key, []).append((row["connection_id"], row["vendor"]))
+    return found
+
+
+async def laned_connections(
+    connection: Connection, wanted: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """wanted: (company, lane prefix). returns for each its (connection id, vendor) pairs"""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row in await connection.fetch(_SQL["laned_connections"], *_columns(wanted, 2)):
+        found.setdefault((row["company_id"], row["prefix"]), []).append((row["connection_id"], row["vendor"]))
+    return found
+
+
+async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease: float) -> list[Claimed]:
+    """lease in seconds"""
+    return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease)]
+
+
+async def external_ids(
+    connection: Connection, wanted: Sequence[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], str]:
+    """(connection id, entity type, internal id) → external id"""
+    if not wanted:
+        return {}
+    rows = await connection.fetch(_SQL["external_ids"], *_columns(wanted, 3))
+    return {(r["connection_id"], r["entity_type"], r["internal_id"]): r["external_id"] for r in rows}
+
+
+async def note_own_writes(connection: Connection, rows: Sequence[tuple[UUID, str, str, str | None, str, str]]) -> None:
+    """rows: (event id, company, connection, external id, marker, expected fields as JSON)"""
+    if rows:
+        await connection.execute(_SQL["note_own_writes"], *_columns(rows, 6))
+
+
+async def answer_own_writes(connection: Connection, rows: Sequence[tuple[UUID, str]]) -> None:
+    if rows:
+        await connection.execute(_SQL["answer_own_writes"], *_columns(rows, 2))
+
+
+async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, int]], worker: str) -> set[UUID]:
+    """Of these (id, attempts), the deliveries whose lease this worker still holds; locked."""
+    found = await connection.fetch(_SQL["lock_leased"], *_columns(rows, 2), worker)
+    return {row["id"] for row in found}
+
+
+async def learn_external_ids(connection: Connection, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """rows: (company, connection, entity type, external id, internal id)"""
+    if rows:
+        await connection.execute(_SQL["learn_external_ids"], *_columns(rows, 5))
+
+
+async def name_entities(connection: Connection, rows: Sequence[tuple[UUID, str]]) -> None:
+    if rows:
+        await connection.execute(_SQL["name_entities"], *_columns(rows, 2))
+
+
+async def note_budgets(connection: Connection, rows: Sequence[tuple[str, str, float, float]]) -> None:
+    """rows: (connection, company, units remaining, seconds until reset)"""
+    if rows:
+        await connection.execute(_SQL["note_budgets"], *_columns(rows, 4))
+
+
+async def lane_heads(connection: Connection, lanes: Sequence[str]) -> list[LaneHead]:
+    return [LaneHead(*row) for row in await connection.fetch(_SQL["lane_heads"], lanes)] if lanes else []
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[Any]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,71 @@
+"""Pools, and what kind of failure a database error is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+
+WORKER_ROLE = "staybus_worker"
+API_ROLE = "staybus_api"
+
+# The database could not do it now, whatever the data: the same again later. Everything else is about the data or a bug.
+OUTAGES = (
+    OSError,
+    TimeoutError,
+    asyncio.TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,
+    asyncpg.exceptions.OperatorInterventionError,  # shutdown, cannot connect now, cancelled
+    asyncpg.exceptions.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.exceptions.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.exceptions.PostgresSystemError,
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,  # a standby after a failover
+    asyncpg.exceptions.InvalidAuthorizationSpecificationError,  # a password being rotated
+)
+
+
+def is_outage(error: BaseException) -> bool:
+    """True: nothing was decided about the data; the same transaction may be tried again."""
+    # A wrong argument is an InterfaceError too, but of the client and for good.
+    return isinstance(error, OUTAGES) and not isinstance(error, asyncpg.exceptions.DataError)
+
+
+async def open_pool(
+    database_url: str, *, role: str = WORKER_ROLE, name: str, size: int = 4, command_timeout: float = 30
+) -> Pool:
+    """A pool whose sessions run as `role`.
+
+    raises  what asyncpg raises when the database cannot be reached
+    """
+
+    async def keep(connection: Any) -> None:
+        """No reset on release: our sessions set nothing that outlives a transaction, and it would cost a round trip."""
+
+    pool: Pool = await asyncpg.create_pool(
+        database_url,
+        min_size=1,
+        max_size=size,
+        command_timeout=command_timeout,
+        reset=keep,
+        server_settings={"role": role, "application_name": f"staybus {name}", "timezone": "UTC", "jit": "off"},
+    )
+    return pool
+
+
+@asynccontextmanager
+async def as_company(pool: Pool, company_id: str | None) -> AsyncIterator[Connection]:
+    """A transaction that sees one company's rows only; None is an operator of the whole installation."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT set_config('staybus.company_id', $1, true)", company_id or "*")
+        yield connection

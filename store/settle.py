@@ -1,0 +1,119 @@
+"""Writing what became of events: status, sync log, attempts, results, dead letters. Both directions end here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from schemas.ids import uuid7
+
+from .statements import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from .pool import Connection
+
+_SQL = statements("settle")
+
+
+@dataclass(slots=True)
+class CoreEventRow:
+    """A result for whoever listens; data is JSON text without personal data."""
+
+    company_id: str
+    connection_id: str | None
+    event_type: str
+    subject: str
+    data: str
+    cause_id: UUID
+    trace: str | None
+    id: UUID = field(default_factory=uuid7)
+
+
+@dataclass(slots=True)
+class FinishRow:
+    """The new state of one event. action None: no line in the sync log."""
+
+    id: UUID
+    status: str
+    attempts: int
+    starts: int
+    next_attempt_at: datetime | None
+    error_class: str | None
+    last_error: str | None
+    error_code: str | None
+    action: str | None
+    keep_attempt: bool
+    outcome: str
+    request: str | None
+    response: str | None
+    started_at: datetime
+
+
+@dataclass(slots=True)
+class DeadLetterRow:
+    event_id: UUID | None
+    company_id: str | None
+    connection_id: str | None
+    vendor: str | None
+    queue: str | None
+    operation: str
+    entity_type: str | None
+    entity_external_id: str | None
+    entity_internal_id: str | None
+    error_class: str
+    error_code: str | None
+    error_message: str
+    attempts: int
+    first_attempt_at: datetime | None
+    owner: str
+    sealed: bytes | None = None
+    routing: str | None = None
+
+    def fingerprint(self) -> str:
+        """Same cause, same fingerprint: vendor, operation, class and code, and the field that the message opens with."""
+        place = self.error_message.partition(":")[0]
+        parts = (self.vendor, self.operation, self.error_class, self.error_code, place)
+        return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:12]
+
+
+async def finish(connection: Connection, rows: Sequence[FinishRow], results: Sequence[CoreEventRow] = ()) -> None:
+    """The caller holds the rows' locks and owns the transaction."""
+    given = zip(
+        *(
+            (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code, r.action,
+             r.keep_attempt, r.outcome, r.request, r.response, r.started_at)
+            for r in rows
+        ),
+        strict=True,
+    )  # fmt: skip
+    told = [
+        (c.id, c.company_id, c.connection_id, c.event_type, c.subject, c.data, c.cause_id, c.trace) for c in results
+    ]
+    core = zip(*told, strict=True) if told else [()] * 8
+    await connection.execute(_SQL["finish"], *given, *core)
+
+
+async def bury(connection: Connection, rows: Sequence[DeadLetterRow]) -> None:
+    """Opens a dead letter for each, or adds to the one that is open already."""
+    columns = zip(
+        *(
+            (uuid7(), r.event_id, r.company_id, r.connection_id, r.vendor, r.queue, r.operation, r.entity_type,
+             r.entity_external_id, r.entity_internal_id, r.error_class, r.error_code, r.error_message,
+             r.fingerprint(), r.attempts, r.first_attempt_at, r.owner, r.sealed, r.routing)
+            for r in rows
+        ),
+        strict=True,
+    )  # fmt: skip
+    if rows:
+        await connection.execute(_SQL["bury"], *columns)
+
+
+async def resolve(connection: Connection, ids: Sequence[UUID]) -> None:
+    """Closes the dead letters of events that came through."""
+    if ids:
+        await connection.execute(_SQL["resolve"], ids)

@@ -1,0 +1,149 @@
+-- name: load
+-- The rows that a message names, with what we wrote to the same entity a short while ago (for echoes).
+SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_external_id,
+       e.payload::text AS payload, e.sealed, e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace,
+       e.error_class,
+       (SELECT jsonb_agg(jsonb_build_object('expected', w.expected, 'written_at', w.written_at))::text
+        FROM own_writes w
+        WHERE w.connection_id = e.connection_id AND w.external_id = e.entity_external_id AND w.expires_at > now()
+       ) AS own_writes
+FROM channel_events e
+WHERE e.id = ANY ($1::uuid[])
+
+-- name: start_alone
+-- Counts a start before the event runs, so that one that kills its worker is found by itself.
+UPDATE channel_events SET starts = starts + 1
+WHERE id = $1 AND status IN ('received', 'processing', 'retrying')
+RETURNING starts
+
+-- name: lock_open
+-- Decides between two workers that performed the same event: the second finds it settled.
+SELECT id FROM channel_events
+WHERE id = ANY ($1::uuid[]) AND status IN ('received', 'processing', 'retrying')
+ORDER BY id
+FOR UPDATE
+
+-- name: upsert_reservations
+-- The fence: only a greater (source_version, observed_at, tie) replaces what is stored.
+-- Known personal data is not overwritten by a state that brings none.
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
+        $10::date[], $11::date[], $12::int[], $13::int[], $14::bigint[], $15::text[], $16::text[], $17::text[],
+        $18::timestamptz[], $19::timestamptz[], $20::text[], $21::bytea[], $22::timestamptz[], $23::timestamptz[],
+        $24::smallint[], $25::uuid[], $26::bytea[], $27::text[], $28::text[])
+        AS g (id, company_id, connection_id, external_id, external_property_id, external_room_type_id,
+              external_unit_id, guest_id, status, check_in, check_out, adults, children, total_price, currency, source,
+              source_reference, booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie,
+              source_event, guest_sealed, guest_language, guest_country)
+), guest AS (
+    INSERT INTO int_guests AS stored (id, company_id, connection_id, external_id, language, country, sealed,
+                                      source_version, observed_at, tie)
+    SELECT guest_id, company_id, connection_id, 'reservation:' || external_id, guest_language, guest_country,
+           guest_sealed, source_version, observed_at, tie
+    FROM given
+    WHERE guest_sealed IS NOT NULL
+    ORDER BY connection_id, external_id
+    ON CONFLICT (connection_id, external_id) DO UPDATE
+    SET sealed = EXCLUDED.sealed, language = COALESCE(EXCLUDED.language, stored.language),
+        country = COALESCE(EXCLUDED.country, stored.country), source_version = EXCLUDED.source_version,
+        observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, updated_at = now()
+    WHERE (stored.source_version, stored.observed_at, stored.tie)
+        < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+), applied AS (
+    INSERT INTO int_reservations AS stored (
+        id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
+        guest_id, status, check_in, check_out, adults, children, total_price, currency, source, source_reference,
+        booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie, source_event)
+    SELECT id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
+           guest_id, status, check_in, check_out, adults, children, total_price, currency, source, source_reference,
+           booked_at, cancelled_at, raw_data::jsonb, sealed, source_version, observed_at, tie, source_event
+    FROM given
+    ORDER BY connection_id, external_id
+    ON CONFLICT (connection_id, external_id) DO UPDATE
+    SET external_property_id = EXCLUDED.external_property_id,
+        external_room_type_id = EXCLUDED.external_room_type_id, external_unit_id = EXCLUDED.external_unit_id,
+        guest_id = COALESCE(EXCLUDED.guest_id, stored.guest_id), status = EXCLUDED.status,
+        check_in = EXCLUDED.check_in, check_out = EXCLUDED.check_out, adults = EXCLUDED.adults,
+        children = EXCLUDED.children, total_price = EXCLUDED.total_price, currency = EXCLUDED.currency,
+        source = EXCLUDED.source, source_reference = EXCLUDED.source_reference, booked_at = EXCLUDED.booked_at,
+        cancelled_at = EXCLUDED.cancelled_at, raw_data = EXCLUDED.raw_data,
+        sealed = COALESCE(EXCLUDED.sealed, stored.sealed), source_version = EXCLUDED.source_version,
+        observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, source_event = EXCLUDED.source_event, updated_at = now()
+    WHERE (stored.source_version, stored.observed_at, stored.tie)
+        < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+    RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, xmax = 0 AS created
+), mapped AS (
+    INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id,
+                              internal_entity_type, internal_entity_id)
+    SELECT company_id, connection_id, 'reservation', external_id, 'reservation', id::text
+    FROM applied WHERE created
+    ORDER BY connection_id, external_id
+    ON CONFLICT DO NOTHING
+)
+SELECT a.connection_id, a.external_id, a.guest_id, a.created, COALESCE(m.internal_entity_id, a.id::text) AS internal_id
+FROM applied a
+LEFT JOIN int_mappings m ON m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
+    AND m.external_entity_id = a.external_id
+
+-- name: upsert_availability
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::date[], $6::int[], $7::bigint[],
+                         $8::text[], $9::int[], $10::boolean[], $11::text[], $12::timestamptz[], $13::timestamptz[],
+                         $14::smallint[])
+        AS g (company_id, connection_id, external_property_id, external_room_type_id, day, available, price, currency,
+              min_stay, closed, raw_data, source_version, observed_at, tie)
+)
+INSERT INTO int_availability AS stored (company_id, connection_id, external_property_id, external_room_type_id, day,
+    available, price, currency, min_stay, closed, raw_data, source_version, observed_at, tie)
+SELECT company_id, connection_id, external_property_id, external_room_type_id, day, available, price, currency,
+       min_stay, closed, raw_data::jsonb, source_version, observed_at, tie
+FROM given
+ORDER BY connection_id, external_room_type_id, day
+ON CONFLICT (connection_id, external_room_type_id, day) DO UPDATE
+SET external_property_id = EXCLUDED.external_property_id, available = EXCLUDED.available, price = EXCLUDED.price,
+    currency = EXCLUDED.currency, min_stay = EXCLUDED.min_stay, closed = EXCLUDED.closed,
+    raw_data = EXCLUDED.raw_data, source_version = EXCLUDED.source_version, observed_at = EXCLUDED.observed_at,
+    tie = EXCLUDED.tie, updated_at = now()
+WHERE (stored.source_version, stored.observed_at, stored.tie)
+    < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+RETURNING stored.connection_id, stored.external_room_type_id
+
+-- name: upsert_properties
+INSERT INTO int_properties AS stored (id, company_id, connection_id, external_id, name, currency, timezone, country,
+    city, address, raw_data, source_version, observed_at, tie)
+SELECT id, company_id, connection_id, external_id, name, currency, timezone, country, city, address, raw_data::jsonb,
+       source_version, observed_at, tie
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+            $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz[], $14::smallint[])
+    AS g (id, company_id, connection_id, external_id, name, currency, timezone, country, city, address, raw_data,
+          source_version, observed_at, tie)
+ORDER BY connection_id, external_id
+ON CONFLICT (connection_id, external_id) DO UPDATE
+SET name = EXCLUDED.name, currency = EXCLUDED.currency, timezone = EXCLUDED.timezone, country = EXCLUDED.country,
+    city = EXCLUDED.city, address = EXCLUDED.address, raw_data = EXCLUDED.raw_data,
+    source_version = EXCLUDED.source_version, observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, updated_at = now()
+WHERE (stored.source_version, stored.observed_at, stored.tie)
+    < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+
+-- name: upsert_room_types
+INSERT INTO int_room_types AS stored (id, company_id, connection_id, external_id, external_property_id, name, quantity,
+    max_occupancy, raw_data, source_version, observed_at, tie)
+SELECT id, company_id, connection_id, external_id, external_property_id, name, quantity, max_occupancy,
+       raw_data::jsonb, source_version, observed_at, tie
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::int[], $9::text[],
+            $10::timestamptz[], $11::timestamptz[], $12::smallint[])
+    AS g (id, company_id, connection_id, external_id, external_property_id, name, quantity, max_occupancy, raw_data,
+          source_version, observed_at, tie)
+ORDER BY connection_id, external_id
+ON CONFLICT (connection_id, external_id) DO UPDATE
+SET external_property_id = EXCLUDED.external_property_id, name = EXCLUDED.name, quantity = EXCLUDED.quantity,
+    max_occupancy = EXCLUDED.max_occupancy, raw_data = EXCLUDED.raw_data, source_version = EXCLUDED.source_version,
+    observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, updated_at = now()
+WHERE (stored.source_version, stored.observed_at, stored.tie)
+    < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+
+-- name: own_writes_by_marker
+-- A webhook about a create may come before the answer to the create does: then only the marker ties them.
+SELECT marker, expected::text AS expected, written_at FROM own_writes
+WHERE connection_id = ANY ($1::text[]) AND marker = ANY ($2::text[])

@@ -1,0 +1,127 @@
+-- name: insert_commands
+-- Commands as they come from services, and deliveries as they come from the router. A key that is known is a duplicate.
+INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,
+    entity_internal_id, idempotency_key, payload, sealed, lane, lane_policy, max_attempts, trace)
+SELECT id, company_id, connection_id, parent_id, 'outbound', event_type, entity_type, entity_internal_id,
+       idempotency_key, payload::jsonb, sealed, lane, lane_policy, max_attempts, trace
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+            $10::bytea[], $11::text[], $12::text[], $13::int[], $14::text[])
+    WITH ORDINALITY AS g (id, company_id, connection_id, parent_id, event_type, entity_type, entity_internal_id,
+        idempotency_key, payload, sealed, lane, lane_policy, max_attempts, trace, position)
+ORDER BY position -- the order of arrival is the order of the lane
+ON CONFLICT DO NOTHING
+RETURNING id
+
+-- name: load_commands
+SELECT e.id, e.company_id, e.connection_id, e.event_type, e.idempotency_key, e.payload::text AS payload, e.sealed,
+       e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace, e.error_class
+FROM channel_events e
+WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'outbound' AND e.parent_id IS NULL
+
+-- name: mapped_connections
+-- Where an entity of the core lives: the connections that have a mapping for it.
+SELECT m.company_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id, m.connection_id, c.vendor
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (company_id, entity_type, internal_id)
+JOIN int_mappings m ON m.company_id = wanted.company_id AND m.internal_entity_type = wanted.entity_type
+    AND m.internal_entity_id = wanted.internal_id
+JOIN connections c ON c.id = m.connection_id
+WHERE m.is_active AND m.auto_sync AND c.status <> 'disabled'
+ORDER BY m.connection_id
+
+-- name: laned_connections
+-- Where commands about an entity are under way, mapped yet or not: an update may follow its create closely.
+SELECT DISTINCT wanted.company_id, wanted.prefix, e.connection_id, c.vendor
+FROM unnest($1::text[], $2::text[]) AS wanted (company_id, prefix)
+JOIN channel_events e ON e.lane >= wanted.prefix AND e.lane < wanted.prefix || chr(1114111)
+    AND e.lane IS NOT NULL AND e.status IN ('received', 'processing', 'retrying', 'failed')
+    AND e.company_id = wanted.company_id
+JOIN connections c ON c.id = e.connection_id
+WHERE c.status <> 'disabled'
+
+-- name: claim
+-- Leases the deliveries that may run now. A lane's head is locked and looked at, never skipped: a second worker must not
+-- overtake it. What is not due, not the head, or taken by another worker is simply not among the answers.
+WITH wanted AS (
+    SELECT e.id, e.lane, e.lane_policy, e.seq FROM channel_events e
+    WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL AND e.status IN ('received', 'retrying')
+      AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+      AND EXISTS (SELECT FROM connections c WHERE c.id = e.connection_id AND c.status = 'active')
+    ORDER BY e.id
+    FOR UPDATE
+), runnable AS (
+    SELECT w.id FROM wanted w
+    WHERE w.lane IS NULL OR w.lane_policy = 'independent' OR NOT EXISTS (
+        SELECT FROM channel_events h
+        WHERE h.lane = w.lane AND h.seq < w.seq AND h.status IN ('received', 'processing', 'retrying', 'failed')
+          AND (h.status <> 'failed' OR h.lane_policy = 'hold'))
+)
+UPDATE channel_events e
+SET status = 'processing', attempts = e.attempts + 1, starts = e.starts + 1, worker = $2,
+    lease_until = clock_timestamp() + make_interval(secs => $3), next_attempt_at = NULL,
+    published_at = COALESCE(e.published_at, clock_timestamp())
+FROM runnable, connections c
+LEFT JOIN rate_budgets b ON b.connection_id = c.id AND b.resets_at > clock_timestamp()
+WHERE e.id = runnable.id AND c.id = e.connection_id
+RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_internal_id, e.idempotency_key,
+          e.payload::text AS payload, e.sealed, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace,
+          e.error_class, e.lane, e.lane_policy, b.remaining AS budget_remaining, b.resets_at AS budget_resets_at
+
+-- name: external_ids
+SELECT m.connection_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id,
+       m.external_entity_id AS external_id
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (connection_id, entity_type, internal_id)
+JOIN int_mappings m ON m.connection_id = wanted.connection_id AND m.internal_entity_type = wanted.entity_type
+    AND m.internal_entity_id = wanted.internal_id
+WHERE m.is_active
+
+-- name: note_own_writes
+INSERT INTO own_writes (event_id, company_id, connection_id, external_id, marker, expected, expires_at)
+SELECT event_id, company_id, connection_id, external_id, marker, expected::jsonb, clock_timestamp() + interval '1 day'
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS g (event_id, company_id, connection_id, external_id, marker, expected)
+ON CONFLICT (event_id) DO UPDATE
+SET written_at = clock_timestamp(), expected = EXCLUDED.expected,
+    external_id = COALESCE(EXCLUDED.external_id, own_writes.external_id)
+
+-- name: answer_own_writes
+UPDATE own_writes w SET external_id = g.external_id
+FROM unnest($1::uuid[], $2::text[]) AS g (event_id, external_id)
+WHERE w.event_id = g.event_id AND w.external_id IS DISTINCT FROM g.external_id
+
+-- name: lock_leased
+-- The fencing token: a worker that slept through its lease finds nothing here and changes nothing.
+SELECT e.id FROM channel_events e
+JOIN unnest($1::uuid[], $2::int[]) AS g (id, attempts) ON g.id = e.id AND g.attempts = e.attempts
+WHERE e.status = 'processing' AND e.worker = $3
+ORDER BY e.id
+FOR UPDATE OF e
+
+-- name: learn_external_ids
+INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id, internal_entity_type,
+                          internal_entity_id)
+SELECT company_id, connection_id, entity_type, external_id, entity_type, internal_id
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS g (company_id, connection_id, entity_type, external_id, internal_id)
+ORDER BY connection_id, entity_type, external_id
+ON CONFLICT (connection_id, external_entity_type, external_entity_id)
+DO UPDATE SET internal_entity_id = EXCLUDED.internal_entity_id, is_active = true
+
+-- name: name_entities
+UPDATE channel_events e SET entity_external_id = g.external_id
+FROM unnest($1::uuid[], $2::text[]) AS g (id, external_id) WHERE e.id = g.id
+
+-- name: note_budgets
+INSERT INTO rate_budgets (connection_id, company_id, remaining, resets_at)
+SELECT connection_id, company_id, remaining, clock_timestamp() + make_interval(secs => resets_in)
+FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[]) AS g (connection_id, company_id, remaining, resets_in)
+ORDER BY connection_id
+ON CONFLICT (connection_id) DO UPDATE
+SET remaining = EXCLUDED.remaining, resets_at = EXCLUDED.resets_at, updated_at = clock_timestamp()
+
+-- name: lane_heads
+-- The oldest unfinished command of each lane, for waking it when the one before it is settled.
+SELECT DISTINCT ON (e.lane) e.id, e.company_id, e.event_type, e.trace, e.status, c.vendor
+FROM channel_events e JOIN connections c ON c.id = e.connection_id
+WHERE e.lane = ANY ($1::text[]) AND e.status IN ('received', 'processing', 'retrying', 'failed')
+  AND (e.status <> 'failed' OR e.lane_policy = 'hold')
+ORDER BY e.lane, e.seq
