@@ -1,0 +1,79 @@
+"""The routes, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .problems import Problem, on_error, on_http_exception, on_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.types import Lifespan
+
+    from .admin import Admin
+    from .webhooks import Webhooks
+
+
+def create_app(
+    webhooks: Webhooks,
+    admin: Admin,
+    ready: Callable[[], Awaitable[dict[str, bool]]],
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """ready: what must answer for this process to be of use, and whether it does"""
+
+    async def receive(request: Request) -> Response:
+        params = request.path_params
+        accepted = await webhooks.receive(request, params["vendor"], params["connection_id"])
+        ids = [str(outcome.id) for outcome in accepted.outcomes]
+        word = "recorded" if accepted.status == 202 else "duplicate"
+        return Response(orjson.dumps({"status": word, "events": ids}), accepted.status, media_type="application/json")
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]  # the adapter says which; a refusal is logged like any other
+    return Starlette(
+        routes=[
+            Route("/webhooks/{vendor}/{connection_id}", receive, methods=methods),
+            Route("/admin/events", admin.list_events, methods=["GET"]),
+            Route("/admin/events/{id}", admin.show_event, methods=["GET"]),
+            Route("/admin/events/{id}/retry", admin.retry_event, methods=["POST"]),
+            Route("/admin/dead-letters", admin.list_dead_letters, methods=["GET"]),
+            Route("/admin/dead-letters/{id}/abandon", admin.abandon, methods=["POST"]),
+            *health_routes(ready),
+        ],
+        exception_handlers={Problem: on_problem, HTTPException: on_http_exception, Exception: on_error},
+        lifespan=lifespan,
+    )
+
+
+def health_routes(
+    ready: Callable[[], Awaitable[dict[str, bool]]], alive: Callable[[], bool] = lambda: True
+) -> list[Route]:
+    """/healthz: is it worth keeping this process; /readyz: can it do its work now; /metrics: for Prometheus."""
+
+    async def healthz(_request: Request) -> Response:
+        good = alive()
+        return _status("ok" if good else "not consuming", {}, 200 if good else 503)
+
+    async def readyz(_request: Request) -> Response:
+        parts = await ready()
+        good = all(parts.values())
+        return _status("ready" if good else "not ready", parts, 200 if good else 503)
+
+    async def metrics(_request: Request) -> Response:
+        alive()  # keeps the gauge of consuming queues current
+        return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+def _status(word: str, parts: dict[str, bool], status: int) -> Response:
+    return Response(orjson.dumps({"status": word, **parts}), status, media_type="application/json")

@@ -1,0 +1,267 @@
+"""The processes: ingress, inbound, outbound, scheduler. Each runs until SIGTERM and leaves nothing half done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvloop
+from aiormq.exceptions import AMQPError
+from starlette.applications import Starlette
+
+from ingress.admin import Admin
+from ingress.app import create_app, health_routes
+from ingress.webhooks import Webhooks
+from store import schema
+from store.pool import API_ROLE, is_outage, open_pool
+from telemetry import logs, metrics
+from topology.apply import BrokerUnavailable, check
+from topology.consumer import Consumer
+from topology.declared import ROUTER_QUEUE, UNROUTABLE, dlq, inbound_queue, outbound_queue
+from topology.depth import depths
+from topology.retry import POLICIES
+from workers.delivery import DeliveryStage
+from workers.inbound import InboundStage
+from workers.intake import Intake, Stage
+from workers.recorder import Recorder
+from workers.relay import Relay
+from workers.router import RouterStage
+from workers.upkeep import Upkeep
+
+from .parts import declared, inbound_attempts, open_parts, state_gauges
+from .serving import serving, stop_signal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+    from topology.consumer import Incoming
+
+    from .parts import Parts
+    from .settings import Settings
+
+_log = logging.getLogger(__name__)
+
+NOT_CONSUMING = 60.0  # seconds without consuming after which a worker calls itself dead
+DELIVERIES = 64  # messages of one vendor that are delivered at once
+
+
+class NotReadyError(Exception):
+    """What must be done before a process can start."""
+
+
+def run(process: str, settings: Settings) -> None:
+    """Runs one process until it is told to stop. raises NotReadyError and what the parts raise"""
+    logs.configure(process, settings.log_level)
+
+    async def until_told() -> None:
+        await PROCESSES[process](settings, stop_signal())
+
+    uvloop.run(until_told())
+
+
+async def ingress(settings: Settings, stop: asyncio.Event) -> None:
+    await _check_schema(settings)
+    async with open_parts("ingress", settings) as parts, AsyncExitStack() as stack:
+        await _check_topology(parts)
+        api = await open_pool(settings.database_url, role=API_ROLE, name="ingress api", size=4)
+        stack.push_async_callback(api.close)
+        webhooks = Webhooks(
+            parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, inbound_attempts(parts.adapters)
+        )
+        stack.push_async_callback(webhooks.stop)
+        app = create_app(webhooks, Admin(parts.pool, api), _readiness(parts))
+        async with serving(app, settings.host, settings.ingress_port, grace=settings.grace) as port:
+            _log.info("ingress ready", extra=logs.about(host=settings.host, port=port))
+            await stop.wait()
+
+
+async def inbound(settings: Settings, stop: asyncio.Event) -> None:
+    async with _worker("inbound", settings, settings.inbound_port) as (parts, consume):
+        stage = InboundStage(parts.pool, parts.directory, parts.sessions, parts.teller, POLICIES, random=parts.random)
+        for vendor, adapter in parts.adapters.items():
+            if adapter.manifest.inbound:
+                await consume(inbound_queue(vendor), stage, 2)
+        await stop.wait()
+
+
+async def outbound(settings: Settings, stop: asyncio.Event) -> None:
+    async with _worker("outbound", settings, settings.outbound_port) as (parts, consume):
+        router = RouterStage(
+            parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, parts.teller, POLICIES
+        )
+        deliveries = DeliveryStage(
+            parts.pool,
+            parts.directory,
+            parts.sessions,
+            parts.publisher,
+            parts.marks,
+            parts.teller,
+            POLICIES,
+            worker=parts.worker,
+            random=parts.random,
+        )
+        await consume(ROUTER_QUEUE, router, 1)  # one at a time: commands about one entity keep their order
+        for vendor, adapter in parts.adapters.items():
+            if adapter.manifest.commands or adapter.manifest.actions:
+                await consume(outbound_queue(vendor), deliveries, DELIVERIES)
+        await stop.wait()
+
+
+async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
+    await _check_schema(settings)
+    async with open_parts("scheduler", settings) as parts, AsyncExitStack() as stack:
+        await _check_topology(parts)
+        consumers: list[Consumer] = []
+        queues = [queue.name for queue in declared(parts.adapters).queues]
+        tasks = []
+        for queue in sorted({dlq("pms"), *(dlq(vendor) for vendor in parts.adapters)}):
+            inbox: asyncio.Queue[Incoming] = asyncio.Queue()
+            consumer = Consumer(
+                settings.amqp_url,
+                queue,
+                inbox.put_nowait,
+                prefetch=20,
+                name=f"staybus scheduler {queue}",
+                ca_file=settings.amqp_ca_file,
+                on_state=state_gauges(queue),
+            )
+            await consumer.start()
+            stack.push_async_callback(consumer.stop)
+            consumers.append(consumer)
+            recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue)
+            tasks.append(asyncio.create_task(recorder.run(inbox), name=f"recorder {queue}"))
+        relay = Relay(parts.pool, parts.directory, parts.publisher)
+
+        async def waiting() -> dict[str, int]:
+            try:
+                return await depths(settings.amqp_url, [*queues, UNROUTABLE], ca_file=settings.amqp_ca_file)
+            except AMQPError as error:
+                raise ConnectionError(str(type(error).__name__)) from error
+
+        upkeep = Upkeep(parts.pool, parts.directory, parts.sessions, waiting)
+        tasks += [
+            asyncio.create_task(relay.run(stop), name="relay"),
+            asyncio.create_task(upkeep.run(stop), name="upkeep"),
+        ]
+        app = Starlette(routes=health_routes(_readiness(parts), _liveness(consumers)))
+        async with serving(app, settings.host, settings.scheduler_port, grace=1):
+            _log.info("scheduler ready")
+            await _watch(tasks, stop)
+
+
+PROCESSES: dict[str, Callable[[Settings, asyncio.Event], Coroutine[None, None, None]]] = {
+    "ingress": ingress,
+    "inbound": inbound,
+    "outbound": outbound,
+    "scheduler": scheduler,
+}
+
+
+# ------------------------------------------------------------------------------------------------ shared
+
+
+@asynccontextmanager
+async def _worker(
+    name: str, settings: Settings, port: int
+) -> AsyncIterator[tuple[Parts, Callable[[str, Stage, int], Awaitable[None]]]]:
+    """A consuming process. The order of its stop: take no more, finish what is in hand, ack, close."""
+    await _check_schema(settings)
+    consumers: list[Consumer] = []
+    intakes: list[Intake] = []
+    async with open_parts(name, settings) as parts:
+        await _check_topology(parts)
+
+        async def consume(queue: str, stage: Stage, flights: int) -> None:
+            intake = Intake(stage, queue=queue, flights=flights)
+            consumer = Consumer(
+                settings.amqp_url,
+                queue,
+                intake.take,
+                prefetch=settings.prefetch,
+                name=f"staybus {name} {queue}",
+                ca_file=settings.amqp_ca_file,
+                on_lost=intake.forget,
+                on_state=state_gauges(queue),
+            )
+            intake.attach(consumer)
+            intakes.append(intake)
+            consumers.append(consumer)
+            await consumer.start(wait=5)
+
+        app = Starlette(routes=health_routes(_readiness(parts), _liveness(consumers)))
+        async with serving(app, settings.host, port, grace=1):
+            try:
+                yield parts, consume
+            finally:
+                await asyncio.gather(*(consumer.stop_consuming() for consumer in consumers))
+                await asyncio.gather(*(intake.drain(settings.grace) for intake in intakes))
+                await parts.teller.stop()
+                await asyncio.gather(*(consumer.stop() for consumer in consumers))
+
+
+async def _watch(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Until stop; a task that dies takes its process with it, so that somebody notices."""
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+    for task in (*tasks, stopping):
+        task.cancel()
+    await asyncio.gather(*tasks, stopping, return_exceptions=True)
+    for task in done:
+        if task is not stopping and not task.cancelled() and (error := task.exception()):
+            raise error
+
+
+async def _check_schema(settings: Settings) -> None:
+    found = await schema.status(settings.database_url)
+    if not found.up_to_date:
+        raise NotReadyError(
+            f"the database is at schema version {found.current or 'none'}, this staybus needs {found.head}: "
+            "run `staybus db upgrade`"
+        )
+
+
+async def _check_topology(parts: Parts) -> None:
+    """A broker that is away is waited for; one that has other queues than ours is not worked with."""
+    try:
+        differences = await check(
+            parts.settings.amqp_url, declared(parts.adapters), ca_file=parts.settings.amqp_ca_file
+        )
+    except BrokerUnavailable as error:
+        _log.warning("broker away at the start; trying on", extra=logs.about(reason=str(error)))
+        return
+    if differences:
+        listed = "; ".join(str(difference) for difference in differences)
+        raise NotReadyError(f"the broker's topology differs ({listed}): run `staybus topology apply`")
+
+
+def _readiness(parts: Parts) -> Callable[[], Awaitable[dict[str, bool]]]:
+    async def ready() -> dict[str, bool]:
+        try:
+            async with asyncio.timeout(2):
+                await parts.pool.fetchval("SELECT 1")
+            database = True
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            database = False
+        return {"database": database, "broker": parts.publisher.ready}
+
+    return ready
+
+
+def _liveness(consumers: list[Consumer]) -> Callable[[], bool]:
+    """Alive is who consumes; a short loss (a broker's restart) is no death."""
+    since = time.monotonic()
+
+    def alive() -> bool:
+        nonlocal since
+        for consumer in consumers:
+            metrics.CONSUMING.labels(consumer.queue).set(consumer.consuming)
+        if all(consumer.consuming for consumer in consumers):
+            since = time.monotonic()
+        return time.monotonic() - since < NOT_CONSUMING
+
+    return alive

@@ -1,0 +1,64 @@
+"""Settings: environment variables `STAYBUS_…`, else a TOML file named by STAYBUS_CONFIG. Vendor secrets are never here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class SettingsError(Exception):
+    """Which setting does not fit, and what would."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="STAYBUS_", extra="ignore", populate_by_name=True)
+
+    database_url: str = Field(
+        validation_alias=AliasChoices("STAYBUS_DATABASE_URL", "DATABASE_URL", "database_url"), repr=False
+    )
+    amqp_url: str = Field(validation_alias=AliasChoices("STAYBUS_AMQP_URL", "RABBITMQ_URL", "amqp_url"), repr=False)
+    amqp_ca_file: str | None = None
+    key_file: Path = Path(".staybus/key")
+    host: str = "127.0.0.1"
+    ingress_port: int = 8080
+    inbound_port: int = 9101  # health and metrics of each process
+    outbound_port: int = 9102
+    scheduler_port: int = 9103
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    grace: float = Field(default=25.0, ge=0)  # seconds to finish what is in hand at a stop
+    prefetch: int = Field(default=100, ge=1, le=2000)  # messages; each brings up to 200 events
+    vendor_timeout: float = Field(default=30.0, gt=0)  # seconds for one call
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("STAYBUS_CONFIG")
+        toml = (TomlConfigSettingsSource(settings_cls, toml_file=file),) if file else ()
+        return (init_settings, env_settings, *toml)
+
+
+def load() -> Settings:
+    """raises SettingsError"""
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"STAYBUS_{str(fault['loc'][0]).upper().removeprefix('STAYBUS_')}: {fault['msg']}"
+            for fault in error.errors()
+        ]
+        raise SettingsError("; ".join(faults)) from error

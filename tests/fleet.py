@@ -1,0 +1,223 @@
+"""The fleet around a vendor's simulator: its processes' own code, in this process or (for fault tests) in theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import orjson
+
+from adapters.registry import adapters
+from ops import fleet
+from ops.parts import declared
+from ops.settings import Settings
+from schemas.connection import Connection
+from simulators.beds24.app import Beds24, create_app
+from simulators.server import SimServer
+from store import connections
+from store.seal import KeyFile
+from topology.apply import apply
+
+COMPANY = "acme"
+CONNECTION = "beds24-acme"
+SECRET = "webhook-secret-of-the-tests"
+PROPERTY, ROOM = "345754", "713992"  # the simulator's seed
+PROCESSES = ("ingress", "inbound", "outbound", "scheduler")
+
+_MAIN = "import sys; from ops.fleet import run; from ops.settings import load; run(sys.argv[1], load())"
+
+
+@dataclass
+class World:
+    database_url: str
+    amqp_url: str
+    folder: Path
+    db: asyncpg.Connection[asyncpg.Record]
+    http: httpx.AsyncClient
+    sim: Beds24
+    sim_url: str
+    keys: KeyFile
+    ports: dict[str, int]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    tasks: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    apart: bool = False  # each in a process of its own, so that it can be killed
+
+    @classmethod
+    async def build(cls, database_url: str, amqp_url: str, folder: Path, resources: AsyncExitStack) -> World:
+        key_file = folder / "key"
+        KeyFile.create(key_file)
+        keys = KeyFile.read(key_file)
+        db = await asyncpg.connect(database_url)
+        resources.push_async_callback(db.close)
+        http = await resources.enter_async_context(httpx.AsyncClient(timeout=20))
+        sim = Beds24()
+        server = await resources.enter_async_context(SimServer(create_app(sim)))
+        await apply(amqp_url, declared(adapters()))
+        world = cls(database_url, amqp_url, folder, db, http, sim, server.url, keys, _free_ports())
+        resources.push_async_callback(world.stop_all)
+        await world._seed()
+        return world
+
+    async def _seed(self) -> None:
+        data_key = self.keys.new_data_key()
+        await connections.add_company(self.db, COMPANY, "Acme Stays", data_key)
+        config = {"base_url": f"{self.sim_url}/api/v2", "currency": "EUR", "webhook_auth": "hmac"}
+        await connections.add_connection(self.db, CONNECTION, COMPANY, "beds24", "Harbour Lofts", None, config)
+        invite = self.sim.account.access.invite()
+        await self.put_secret("webhook_secret", SECRET)
+        await self.put_secret("invite_code", invite)
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(CONNECTION, COMPANY, "beds24", "Harbour Lofts")
+
+    async def cipher(self) -> Any:
+        wrapped = await self.db.fetchval("SELECT data_key FROM companies WHERE id = $1", COMPANY)
+        return self.keys.cipher(COMPANY, wrapped)
+
+    async def put_secret(self, name: str, value: str) -> None:
+        cipher = await self.cipher()
+        await connections.put_secret(self.db, self.connection, name, cipher.seal_bytes(value.encode()))
+
+    async def map(self, entity_type: str, external_id: str, internal_id: str) -> None:
+        await connections.add_mapping(self.db, self.connection, entity_type, external_id, internal_id)
+
+    # ------------------------------------------------------------------ processes
+
+    async def start(self, *names: str, ready: bool = True) -> None:
+        for name in names or PROCESSES:
+            if self.apart:
+                self._spawn(name)
+            else:
+                stop = asyncio.Event()
+                self.tasks[name] = asyncio.create_task(fleet.PROCESSES[name](self.settings(), stop), name=name), stop
+        if ready:
+            for name in names or PROCESSES:
+                await self.wait_ready(name)
+
+    def settings(self) -> Settings:
+        return Settings(
+            database_url=self.database_url,
+            amqp_url=self.amqp_url,
+            key_file=self.folder / "key",
+            **{f"{name}_port": port for name, port in self.ports.items()},
+            **self.extra,
+        )
+
+    def _spawn(self, name: str) -> None:
+        settings = self.settings().model_dump(mode="json", exclude_none=True)
+        env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("STAYBUS_")},
+            **{f"STAYBUS_{key.upper()}": str(value) for key, value in settings.items()},
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, name], env=env, stdout=log, stderr=log
+            )
+
+    async def wait_ready(self, name: str, timeout: float = 30) -> None:
+        async with asyncio.timeout(timeout):
+            while True:
+                if self.apart and self.processes[name].poll() is not None:
+                    raise AssertionError(f"{name} ended: {self.log(name)[-3000:]}")
+                if not self.apart and self.tasks[name][0].done():
+                    await self.tasks[name][0]
+                try:
+                    if (await self.http.get(self.url(name, "/readyz"))).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self, name: str, timeout: float = 40) -> int:
+        process = self.processes.pop(name)
+        process.terminate()
+        return process.wait(timeout)
+
+    async def stop_all(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            await asyncio.to_thread(process.wait, 40)
+        self.processes.clear()
+        for _, stop in self.tasks.values():
+            stop.set()
+        for task, _ in self.tasks.values():
+            await task
+        self.tasks.clear()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def url(self, name: str, path: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}{path}"
+
+    # ------------------------------------------------------------------ what a vendor does, and what came of it
+
+    async def webhook(self, body: Any, **headers: str) -> httpx.Response:
+        """A signed Beds24 webhook; body as JSON value, or bytes as they are."""
+        raw = body if isinstance(body, bytes) else orjson.dumps(body)
+        signature = hmac.new(SECRET.encode(), raw, hashlib.sha256).hexdigest()
+        return await self.http.post(
+            self.url("ingress", f"/webhooks/beds24/{CONNECTION}"),
+            content=raw,
+            headers={"content-type": "application/json", "x-beds24-signature": f"sha256={signature}", **headers},
+        )
+
+    async def until(self, sql: str, *args: Any, equals: Any = True, timeout: float = 30) -> None:
+        """Waits until the query's value is `equals`; nothing announces a row."""
+        value: Any = None
+        try:
+            async with asyncio.timeout(timeout):
+                while (value := await self.db.fetchval(sql, *args)) != equals:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            rows = await self.db.fetch(
+                "SELECT event_type, direction, status, attempts, last_error, count(*) FROM channel_events GROUP BY 1, 2, 3, 4, 5"
+            )
+            raise AssertionError(f"{sql} is {value!r}, not {equals!r}; events: {[tuple(r) for r in rows]}") from None
+
+    async def all_settled(self, timeout: float = 60) -> None:
+        await self.until(
+            "SELECT count(*) FROM channel_events WHERE status IN ('received', 'processing', 'retrying')",
+            equals=0,
+            timeout=timeout,
+        )
+
+
+def _free_ports() -> dict[str, int]:
+    """Below the range from which the kernel takes the ports of outgoing connections."""
+    found: dict[str, int] = {}
+    sockets = []
+    for name in PROCESSES:
+        for _ in range(200):
+            sock = socket.socket()
+            try:
+                sock.bind(("127.0.0.1", 20_000 + int.from_bytes(os.urandom(2), "big") % 12_000))
+            except OSError:
+                sock.close()
+                continue
+            sockets.append(sock)
+            found[name] = sock.getsockname()[1]
+            break
+    for sock in sockets:
+        sock.close()
+    return found

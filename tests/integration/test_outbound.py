@@ -1,0 +1,157 @@
+"""Commands become bookings at the vendor, once, in order, and come back as mappings and results."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from simulators.beds24.faults import Fault, FaultKind
+from simulators.core_pms import CorePms
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+
+CREATE: dict[str, Any] = {
+    "propertyId": "P1",
+    "roomTypeId": "RT1",
+    "checkIn": "2027-03-01",
+    "checkOut": "2027-03-04",
+    "adults": 2,
+    "guest": {"firstName": "Zoë", "lastName": "Ångström 🛎", "email": "zoe@example.invalid"},
+    "totalPrice": 45050,
+    "currency": "EUR",
+}
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[CorePms]:
+    await world.map("property", PROPERTY, "P1")
+    await world.map("room_type", ROOM, "RT1")
+    async with CorePms(world.amqp_url) as core:
+        await world.start()
+        yield core
+
+
+async def create(core: CorePms, booking: str, key: str | None = None, **changes: Any) -> None:
+    data = {**CREATE, "reservationId": booking, **changes}
+    await core.publish("pms.booking.create", booking, COMPANY, data, key or f"create-{booking}")
+
+
+def created(world: World) -> list[Any]:
+    return [call for call in world.sim.account.calls if call.operation == "POST /bookings" and call.effects]
+
+
+async def test_create_update_cancel_reach_the_vendor_in_order(world: World, core: CorePms) -> None:
+    await create(core, "B-1")
+    update = {"reservationId": "B-1", "checkOut": "2027-03-06", "adults": 3}
+    await core.publish("pms.booking.update", "B-1", COMPANY, update, "update-B-1")
+    await core.publish("pms.booking.cancel", "B-1", COMPANY, {"reservationId": "B-1"}, "cancel-B-1")
+    ended = await core.wait_for(
+        lambda e: e.type == "core.command.succeeded" and e.data["command"] == "pms.booking.cancel", timeout=20
+    )
+    (booking,) = world.sim.account.bookings.values()
+    assert ended.data["externalId"] == str(booking["id"])
+    assert (booking["departure"], booking["numAdult"], booking["status"]) == ("2027-03-06", 3, "cancelled")
+    assert booking["lastName"] == CREATE["guest"]["lastName"]
+    assert booking["price"] == 450.5
+    assert [call.operation for call in created(world)] == ["POST /bookings"] * 3
+    mapped = await world.db.fetchval("SELECT external_entity_id FROM int_mappings WHERE internal_entity_id = 'B-1'")
+    assert mapped == str(booking["id"])
+    keys = [call.idempotency_key for call in created(world)]
+    assert keys == [f"{verb}-B-1@{CONNECTION}" for verb in ("create", "update", "cancel")]
+
+
+async def test_the_same_command_twice_makes_one_booking(world: World, core: CorePms) -> None:
+    for _ in range(3):
+        await create(core, "B-2", key="same")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    await world.all_settled()
+    assert len(world.sim.account.bookings) == 1
+
+
+@pytest.mark.parametrize("kind", [FaultKind.TIMEOUT_AFTER_COMMIT, FaultKind.CUT_JSON, FaultKind.HTML_200])
+async def test_a_create_whose_answer_is_lost_is_looked_up_and_not_doubled(
+    world: World, core: CorePms, kind: FaultKind
+) -> None:
+    world.sim.faults.add(Fault(kind, operation="POST /bookings", close=True))
+    await create(core, "B-3")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    assert len(world.sim.account.bookings) == 1
+    assert await world.db.fetchval("SELECT response->>'found' FROM sync_log WHERE direction = 'outbound'") == "true"
+
+
+async def test_an_outbox_row_becomes_an_availability_update(world: World, core: CorePms) -> None:
+    data = {
+        "propertyId": "P1",
+        "roomTypeId": "RT1",
+        "periods": [{"first": "2027-05-01", "last": "2027-05-03", "available": 2, "price": 12000, "minStay": 2}],
+        "currency": "EUR",
+    }
+    await world.db.execute(
+        "INSERT INTO outbox (company_id, event_type, payload, idempotency_key) VALUES ($1, $2, $3::jsonb, 'o-1')",
+        COMPANY,
+        "pms.availability.update",
+        orjson.dumps(data).decode(),
+    )
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    (call,) = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
+    assert call.body[0]["calendar"][0]["numAvail"] == 2
+    row = await world.db.fetchrow("SELECT event_id, error FROM outbox")
+    assert row["event_id"] is not None
+    assert row["error"] is None
+
+
+async def test_failure_dead_letter_requeue_success(world: World, core: CorePms) -> None:
+    await create(core, "B-4")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /bookings", count=None))
+    await core.publish("pms.booking.update", "B-4", COMPANY, {"reservationId": "B-4", "adults": 4}, "update-B-4")
+    failed = await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
+    letter = await world.db.fetchrow("SELECT * FROM dead_letters")
+    assert (letter["status"], letter["attempts"], letter["vendor"]) == ("pending", 3, "beds24")
+    world.sim.faults.clear()
+    from store.connections import add_api_key
+
+    key = await add_api_key(world.db, None, "test", ["admin"])
+    headers = {"authorization": f"Bearer {key}"}
+    listed = (
+        await world.http.get(world.url("ingress", "/admin/events?status=failed&limit=50"), headers=headers)
+    ).json()
+    assert listed["total"] == 1
+    event_id = listed["events"][0]["id"]
+    assert event_id == failed.data["deliveryId"]
+    answer = await world.http.post(world.url("ingress", f"/admin/events/{event_id}/retry"), headers=headers)
+    assert answer.status_code == 202, answer.text
+    await world.until("SELECT status FROM channel_events WHERE id = $1", event_id, equals="done")
+    assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
+    history = await world.db.fetch("SELECT outcome FROM event_attempts WHERE event_id = $1 ORDER BY id", event_id)
+    assert [row["outcome"] for row in history] == ["retry", "retry", "park", "done"]
+    (booking,) = world.sim.account.bookings.values()
+    assert booking["numAdult"] == 4
+
+
+async def test_the_echo_of_our_own_write_is_skipped(world: World, core: CorePms) -> None:
+    await create(core, "B-5")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    (booking,) = world.sim.account.bookings.values()
+    answer = await world.webhook(world.sim.account.webhook_body(booking["id"]))
+    event_id = answer.json()["events"][0]
+    await world.all_settled()
+    row = await world.db.fetchrow("SELECT status, last_error FROM channel_events WHERE id = $1", event_id)
+    assert row["status"] == "skipped"
+    assert "echo" in row["last_error"]
+    assert core.of("core.reservation.upserted") == []
+    assert await world.db.fetchval("SELECT count(*) FROM int_reservations") == 1
+
+
+async def test_bad_commands_become_dead_letters_that_name_the_field(world: World, core: CorePms) -> None:
+    await create(core, "B-6", checkOut="2027-03-01")
+    await create(core, "B-7", propertyId="nowhere")
+    await core.publish("pms.booking.create", "x", "no-such-company", {}, "k-1")
+    await core.publish("pms.nonsense.do", "x", COMPANY, {}, "k-2")
+    await world.until("SELECT count(*) FROM dead_letters", equals=4)
+    texts = [r["error_message"] for r in await world.db.fetch("SELECT error_message FROM dead_letters")]
+    for word in ("checkOut", "nowhere is not mapped", "no-such-company does not exist", "pms.nonsense.do"):
+        assert any(word in text for text in texts), (word, texts)
+    assert world.sim.account.bookings == {}

@@ -1,0 +1,1 @@
+"""The consumer processes: consume → begin → perform → settle (batch) → publish next → ack."""

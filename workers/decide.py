@@ -1,0 +1,62 @@
+"""From an error to an outcome: one pure function of the error, the policy, the attempts so far and a random number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapters.errors import AdapterError
+from adapters.port import Repeat
+from schemas.vocabulary import Fault, Owner
+from topology.retry import RetryPolicy, delay
+
+from .outcome import Park, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What may come out differently the next time. All else needs a person, a mapping or a mended program.
+RETRIED = frozenset({Fault.TRANSIENT, Fault.RATE_LIMITED, Fault.UNKNOWN})
+
+_OWNERS = {
+    Fault.TRANSIENT: Owner.PIPELINE,
+    Fault.RATE_LIMITED: Owner.PIPELINE,
+    Fault.UNKNOWN: Owner.PIPELINE,
+    Fault.POISON: Owner.PIPELINE,
+    Fault.BUG: Owner.PIPELINE,
+    Fault.REJECTED: Owner.TENANT,
+    Fault.UNSUPPORTED: Owner.TENANT,
+    Fault.MISCONFIGURED: Owner.TENANT,
+    Fault.UNMAPPED: Owner.TENANT,
+    Fault.INVALID: Owner.TENANT,
+}
+
+
+def owner_of(fault: Fault) -> Owner:
+    return _OWNERS[fault]
+
+
+def decide(
+    error: BaseException,
+    policy: RetryPolicy,
+    *,
+    attempt: int,
+    max_attempts: int,
+    random: Callable[[], float],
+    repeat: Repeat = Repeat.SAFE,
+) -> Retry | Park:
+    """attempt counts from 1 and includes the one that failed.
+
+    A vendor's Retry-After raises the delay, never lowers it. After an unknown end of a command that nothing can look
+    up, only a person may repeat it.
+    """
+    fault, message, code, after = _read(error)
+    if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
+        return Retry(fault, message, max(delay(policy, attempt - 1, random), after or 0.0), code)
+    return Park(fault, message, owner_of(fault), code)
+
+
+def _read(error: BaseException) -> tuple[Fault, str, str | None, float | None]:
+    if isinstance(error, AdapterError):
+        return error.fault, str(error), error.code, error.retry_after
+    # The text of a foreign exception may quote a guest; its type and place are in the log.
+    return Fault.BUG, f"{type(error).__name__} in staybus; the log has the place", None, None

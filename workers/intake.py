@@ -1,0 +1,151 @@
+"""From deliveries to batches of events and back to acks.
+
+A message is acknowledged when every event that it names is settled. What arrives while a batch is performed is the next
+batch. A message that came back (its worker died, or gave it up) is run alone, event by event, so that one that kills its
+worker is found by itself and its neighbours lose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from schemas.event import Event, MalformedMessageError, decode
+from telemetry.logs import about
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from topology.consumer import Consumer, Incoming
+
+_log = logging.getLogger(__name__)
+
+
+class Stage(Protocol):
+    async def process(self, events: Sequence[Event]) -> None:
+        """Settles every one of these events; waits while the database is away. An exception is a bug of ours."""
+        ...
+
+    async def process_alone(self, event: Event) -> None:
+        """As process, for an event that may have killed a worker: its start is counted before it runs."""
+        ...
+
+
+class Intake:
+    """The handler of one consumer.
+
+    most     events in a batch (a single message may bring more)
+    flights  batches performed at once
+    """
+
+    def __init__(self, stage: Stage, *, queue: str, most: int = 200, flights: int = 1) -> None:
+        self._stage = stage
+        self._queue = queue
+        self._most = most
+        self._flights = flights
+        self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        self._stopping = False
+        self._consumer: Consumer | None = None
+
+    def attach(self, consumer: Consumer) -> None:
+        """Ties it to the consumer whose deliveries come to `take`."""
+        self._consumer = consumer
+
+    def forget(self) -> None:
+        """The connection was lost: what was not begun will be delivered again."""
+        self._waiting.clear()
+
+    def take(self, incoming: Incoming) -> None:
+        """The consumer's handler: only hands over."""
+        self._waiting.append(incoming)
+        self._schedule()
+
+    async def drain(self, grace: float) -> None:
+        """Takes nothing more; finishes what is under way within `grace` seconds, gives the rest back uncounted."""
+        self._stopping = True
+        while self._waiting:
+            self._verdicts.give_back(self._waiting.popleft())
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    @property
+    def _verdicts(self) -> Consumer:
+        if self._consumer is None:
+            raise RuntimeError("a delivery before attach()")
+        return self._consumer
+
+    def _schedule(self) -> None:
+        if not self._scheduled and len(self._tasks) < self._flights and not self._stopping:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        while self._waiting and len(self._tasks) < self._flights and not self._stopping:
+            batch = self._next_batch()
+            if batch:
+                task = asyncio.create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._landed)
+
+    def _next_batch(self) -> list[tuple[Incoming, list[Event]]]:
+        """Fresh messages until they bring `most` events; a returned one by itself."""
+        batch: list[tuple[Incoming, list[Event]]] = []
+        size = 0
+        while self._waiting and size < self._most:
+            if batch and _came_back(self._waiting[0]):
+                break
+            incoming = self._waiting.popleft()
+            try:
+                events = decode(incoming.body)
+            except MalformedMessageError as error:
+                _log.warning(
+                    "message not readable: to the dead letters", extra=about(queue=self._queue, reason=str(error))
+                )
+                self._verdicts.reject(incoming)
+                continue
+            batch.append((incoming, events))
+            size += len(events)
+            if _came_back(incoming):
+                break
+        return batch
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._waiting:
+            self._schedule()
+
+    async def _run(self, batch: list[tuple[Incoming, list[Event]]]) -> None:
+        try:
+            if _came_back(batch[0][0]):
+                for event in batch[0][1]:
+                    await self._stage.process_alone(event)
+            else:
+                await self._stage.process([event for _, events in batch for event in events])
+        except asyncio.CancelledError:
+            for incoming, _ in batch:
+                self._verdicts.give_back(incoming)
+            raise
+        except Exception:  # noqa: BLE001 - see below
+            # The stage parks what fails by itself; this is a hole in the stage. Each message goes back, comes again
+            # alone, and its events are parked as poison in the end: nothing is lost and nobody else waits.
+            _log.exception("batch failed", extra=about(queue=self._queue, messages=len(batch)))
+            for incoming, _ in batch:
+                self._verdicts.give_back(incoming)
+        else:
+            for incoming, _ in batch:
+                self._verdicts.settle(incoming)
+
+
+def _came_back(incoming: Incoming) -> bool:
+    if incoming.delivery_count is not None:
+        return incoming.delivery_count >= 2
+    return incoming.redelivered

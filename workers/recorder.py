@@ -1,0 +1,93 @@
+"""Dead letters of the broker into `dead_letters`: what a worker could not even record. Acked only after the commit."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from schemas.event import MalformedMessageError, decode
+from schemas.vocabulary import OPEN_STATUSES, Fault
+from store import dead_letters as store
+from store.settle import bury
+from telemetry.logs import about
+from topology.announce import WakeUp, announce
+
+from .inbound import MAX_STARTS
+from .persist import outlast
+from .relay import wake_up
+from .router import letter_without_row
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from store.directory import Directory
+    from store.pool import Pool
+    from topology.consumer import Consumer, Incoming
+    from topology.publisher import Publisher
+
+_log = logging.getLogger(__name__)
+_KEPT_BYTES = 64 * 1024  # of a body that nobody can read
+_OPEN = frozenset(status.value for status in OPEN_STATUSES)
+
+
+class Recorder:
+    """The handler of one dead-letter queue's consumer; works through it one message at a time."""
+
+    def __init__(self, pool: Pool, directory: Directory, publisher: Publisher, consumer: Consumer, queue: str) -> None:
+        self._pool = pool
+        self._directory = directory
+        self._publisher = publisher
+        self._consumer = consumer
+        self._queue = queue
+
+    async def run(self, inbox: asyncio.Queue[Incoming]) -> None:
+        """Until cancelled; what is in hand then comes back to the queue."""
+        while True:
+            incoming = await inbox.get()
+            wakes = await outlast(lambda one=incoming: self._record(one))  # type: ignore[misc]
+            await announce(self._publisher, wakes)  # unconfirmed: the rows are open, the relay finds them
+            self._consumer.settle(incoming)
+
+    async def _record(self, incoming: Incoming) -> list[WakeUp]:
+        routing = _routing(incoming, self._queue)
+        try:
+            events = decode(incoming.body)
+        except MalformedMessageError as error:
+            await self._keep(incoming, f"body: {error}", routing)
+            return []
+        wakes: list[WakeUp] = []
+        async with self._pool.acquire() as connection, connection.transaction():
+            found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
+            poison = [row.id for row in found.values() if row.status in _OPEN and row.starts > MAX_STARTS]
+            await bury(connection, await store.park_poison(connection, poison))
+            # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
+            wakes += [wake_up(row.asleep) for row in found.values() if row.status in _OPEN and row.id not in poison]
+        orphans = [event for event in events if event.row_id not in found]
+        if any(event.data is not None for event in orphans):
+            await self._keep(incoming, "an event that no worker could record", routing)
+        elif orphans:
+            _log.warning("dead wake-ups without a row", extra=about(queue=self._queue, count=len(orphans)))
+        return wakes
+
+    async def _keep(self, incoming: Incoming, problem: str, routing: dict[str, Any]) -> None:
+        letter = letter_without_row(incoming.routing_key, None, problem, routing)
+        letter.queue = self._queue
+        letter.error_class = Fault.INVALID.value
+        letter.error_code = "unreadable_message"
+        letter.sealed = self._directory.installation.seal_bytes(incoming.body[:_KEPT_BYTES])
+        async with self._pool.acquire() as connection:
+            await bury(connection, [letter])
+        _log.warning("dead letter without an event", extra=about(queue=self._queue, reason=problem))
+
+
+def _routing(incoming: Incoming, queue: str) -> dict[str, Any]:
+    """Where the broker had it, from its x-death header."""
+    deaths = incoming.headers.get("x-death") or []
+    last = deaths[0] if deaths and isinstance(deaths[0], dict) else {}
+    facts = {"queue": last.get("queue"), "reason": last.get("reason"), "count": last.get("count")}
+    document: dict[str, Any] = orjson.loads(
+        orjson.dumps({**facts, "dlq": queue, "key": incoming.routing_key}, default=str)
+    )
+    return document

@@ -1,0 +1,63 @@
+"""The events that follow from what was applied, for whoever listens. They name guests by id, never by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from store.settle import CoreEventRow
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from schemas.entities import Reservation
+
+RESERVATION_UPSERTED = "core.reservation.upserted"
+AVAILABILITY_UPSERTED = "core.availability.upserted"
+COMMAND_SUCCEEDED = "core.command.succeeded"
+COMMAND_FAILED = "core.command.failed"
+
+_PRIVATE = {"guest", "marker"}
+
+
+def reservation_upserted(
+    reservation: Reservation,
+    *,
+    company_id: str,
+    connection_id: str,
+    vendor: str,
+    internal_id: str,
+    guest_id: UUID | None,
+    created: bool,
+    cause_id: UUID,
+    trace: str | None,
+) -> CoreEventRow:
+    document = reservation.model_dump(mode="json", by_alias=True, exclude=_PRIVATE, exclude_none=True)
+    data = {
+        "reservationId": internal_id,
+        "connectionId": connection_id,
+        "vendor": vendor,
+        "created": created,
+        "guestId": str(guest_id) if guest_id else None,
+        "reservation": document,
+    }
+    return CoreEventRow(
+        company_id, connection_id, RESERVATION_UPSERTED, internal_id, orjson.dumps(data).decode(), cause_id, trace
+    )
+
+
+def command_ended(
+    event_type: str,
+    *,
+    company_id: str,
+    connection_id: str | None,
+    subject: str,
+    command_type: str,
+    cause_id: UUID,
+    trace: str | None,
+    **more: Any,
+) -> CoreEventRow:
+    """COMMAND_SUCCEEDED or COMMAND_FAILED about one delivery (or about a command that could not be routed)."""
+    data = {"command": command_type, "connectionId": connection_id, "deliveryId": str(cause_id), **more}
+    return CoreEventRow(company_id, connection_id, event_type, subject, orjson.dumps(data).decode(), cause_id, trace)

@@ -1,0 +1,404 @@
+"""Neutral commands to deliveries: one child row for each connection that has the entity.
+
+A command that comes with data (from a service) becomes a row at first sight; its key makes it a duplicate at the second.
+Routing commits the children and the command's end together, so that a crash between means only that it is routed again,
+to the same children (their ids are derived).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from schemas.commands import BookingCreate, CommandData, InvalidCommandError, parse_command
+from schemas.event import encode
+from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, LanePolicy, Owner
+from store import outbound as store
+from store.inbound import lock_open
+from store.outbound import CommandRow, LoadedCommand, lane_prefix
+from store.seal import join, split
+from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
+from telemetry import metrics
+from telemetry.logs import about
+from topology.announce import WakeUp, announce
+from topology.declared import delivery_key
+
+from . import results
+from .outcome import Done, Park, ending
+from .persist import commit, outlast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from adapters.port import Adapter
+    from schemas.event import Event
+    from store.directory import Directory
+    from store.marks import Marks
+    from store.pool import Connection, Pool
+    from store.seal import Cipher
+    from topology.publisher import Publisher
+    from topology.retry import RetryPolicy
+
+    from .tell import Teller
+
+_log = logging.getLogger(__name__)
+_DELIVERIES = uuid.UUID("8f1f5f5e-2b39-5d7a-a3c6-6d5b8f5b6f11")
+PERSONAL = (("guest",), ("notes",))  # of a command's data
+_OPEN = frozenset(status.value for status in OPEN_STATUSES)
+
+
+@dataclass(slots=True)
+class Routed:
+    """A command on its way: either `park` says why not, or `targets` say where to."""
+
+    row: LoadedCommand
+    started_at: datetime
+    data: CommandData | None = None
+    park: Park | None = None
+    targets: list[tuple[str, str]] = field(default_factory=list)  # (connection id, vendor)
+
+    @property
+    def entity(self) -> tuple[EntityType, str]:
+        if self.data is None:
+            raise AssertionError("an invalid command has no entity")
+        return self.data.lane_entity()
+
+
+def command_row(
+    id_: uuid.UUID, company_id: str, event: Event, seal: Callable[[Mapping[str, Any]], bytes | None]
+) -> CommandRow:
+    """The row of a command as a service sent it, its personal part sealed."""
+    data = event.data if isinstance(event.data, dict) else {"value": event.data}
+    readable, personal = split(data, PERSONAL)
+    return CommandRow(
+        id=id_,
+        company_id=company_id,
+        connection_id=event.connectionid,
+        parent_id=None,
+        event_type=event.type,
+        entity_type=None,
+        entity_internal_id=event.subject,
+        idempotency_key=event.dedupe_key,
+        payload=orjson.dumps(readable).decode(),
+        sealed=seal(personal),
+        lane=None,
+        lane_policy=None,
+        max_attempts=1,
+        trace=event.traceparent,
+    )
+
+
+class RouterStage:
+    def __init__(
+        self,
+        pool: Pool,
+        directory: Directory,
+        adapters: Mapping[str, Adapter],
+        publisher: Publisher,
+        marks: Marks,
+        teller: Teller,
+        policies: Mapping[str, RetryPolicy],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._pool = pool
+        self._directory = directory
+        self._adapters = adapters
+        self._publisher = publisher
+        self._marks = marks
+        self._teller = teller
+        self._policies = policies
+        self._now = now
+
+    async def process(self, events: Sequence[Event]) -> None:
+        await self._adopt([event for event in events if event.data is not None])
+        ids = list(dict.fromkeys(event.row_id for event in events))
+
+        async def load() -> list[Routed]:
+            async with self._pool.acquire() as connection:
+                rows = {row.id: row for row in await store.load_commands(connection, ids)}
+            started_at = self._now()
+            return [Routed(rows[id_], started_at) for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
+
+        routed = await outlast(load)
+        for command in routed:
+            await self._read(command)
+        await self._target([command for command in routed if command.park is None])
+        if routed:
+            done = await commit(routed, self._commit, self._park_alone)
+            await self._teller.tell([row for _, told in done for row in told])
+            wakes = [wake for batch, _ in done for wake in batch]
+            self._marks.add(await announce(self._publisher, wakes))
+
+    async def process_alone(self, event: Event) -> None:
+        """Routing calls nobody; a command that came back is routed like any other, one at a time."""
+        await self.process([event])
+
+    # ------------------------------------------------------------------ begin
+
+    async def _adopt(self, events: Sequence[Event]) -> None:
+        """Rows for the commands that services published; what cannot have a row becomes a dead letter."""
+        rows, lost = [], []
+        for event in events:
+            cipher = await outlast(lambda e=event: self._directory.cipher(e.companyid or ""))  # type: ignore[misc]
+            if cipher is None:
+                lost.append(_homeless(event, self._directory.installation))
+            else:
+                rows.append(command_row(event.row_id, str(event.companyid), event, cipher.seal))
+
+        async def insert(batch: Sequence[CommandRow]) -> None:
+            async with self._pool.acquire() as connection, connection.transaction():
+                await store.insert_commands(connection, batch)
+
+        async def refuse(row: CommandRow, error: Exception) -> None:
+            lost.append(_refused(row, error))
+
+        if rows:
+            await commit(rows, insert, refuse)
+        if lost:
+
+            async def keep() -> None:
+                async with self._pool.acquire() as connection:
+                    await bury(connection, lost)
+
+            await outlast(keep)
+
+    # ------------------------------------------------------------------ perform
+
+    async def _read(self, command: Routed) -> None:
+        row = command.row
+        cipher = await outlast(lambda: self._directory.cipher(row.company_id))
+        if cipher is None:
+            command.park = Park(Fault.MISCONFIGURED, f"companyid: {row.company_id} is gone", Owner.TENANT, "no_company")
+            return
+        try:
+            command.data = parse_command(row.event_type, join(orjson.loads(row.payload), cipher.open(row.sealed)))
+        except InvalidCommandError as error:
+            command.park = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
+
+    async def _target(self, commands: Sequence[Routed]) -> None:
+        """Which connections have the entity: by mapping, or because commands about it are under way there."""
+        if not commands:
+            return
+        wanted = list({(c.row.company_id, *_home(c)) for c in commands})
+        prefixes = list({(c.row.company_id, lane_prefix(*c.entity)) for c in commands})
+
+        async def look() -> tuple[dict[Any, list[tuple[str, str]]], dict[Any, list[tuple[str, str]]]]:
+            async with self._pool.acquire() as connection:
+                return (
+                    await store.mapped_connections(connection, wanted),
+                    await store.laned_connections(connection, prefixes),
+                )
+
+        mapped, laned = await outlast(look)
+        for command in commands:
+            row = command.row
+            lane = (row.company_id, lane_prefix(*command.entity))
+            found = dict(mapped.get((row.company_id, *_home(command)), []))
+            if not isinstance(command.data, BookingCreate):
+                found.update(laned.get(lane, []))
+            if row.connection_id is not None:
+                found = {id_: vendor for id_, vendor in found.items() if id_ == row.connection_id}
+            command.targets = [
+                (id_, vendor)
+                for id_, vendor in sorted(found.items())
+                if vendor in self._adapters and row.event_type in self._adapters[vendor].manifest.commands
+            ]
+            # An update in the same batch as its create follows it to where it goes.
+            laned.setdefault(lane, []).extend(command.targets)
+            if not command.targets:
+                kind, internal = _home(command)
+                at = f" at {row.connection_id}" if row.connection_id else " at any active connection"
+                command.park = Park(
+                    Fault.UNMAPPED,
+                    f"{kind}: {internal} is not mapped{at} that takes {row.event_type}; add it with `staybus mapping add`, "
+                    "then requeue",
+                    Owner.TENANT,
+                    "unmapped",
+                )
+
+    # ------------------------------------------------------------------ settle
+
+    async def _commit(self, commands: Sequence[Routed]) -> tuple[list[WakeUp], list[CoreEventRow]]:
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await self._write(connection, commands)
+
+    async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], list[CoreEventRow]]:
+        kind = type(error).__name__
+        command.park = Park(Fault.INVALID, f"the database refuses it: {kind}", Owner.PIPELINE, kind)
+        return await self._commit([command])
+
+    async def _write(
+        self, connection: Connection, commands: Sequence[Routed]
+    ) -> tuple[list[WakeUp], list[CoreEventRow]]:
+        open_ids = await lock_open(connection, [command.row.id for command in commands])
+        commands = [command for command in commands if command.row.id in open_ids]
+        if not commands:
+            return [], []
+        children = [
+            (vendor, self._delivery(command, connection_id, vendor))
+            for command in commands
+            if command.park is None
+            for connection_id, vendor in command.targets
+        ]
+        new = await store.insert_commands(connection, [row for _, row in children])
+        told = [_failed(command) for command in commands if command.park is not None]
+        await finish(connection, [_finish_row(command, self._now()) for command in commands], told)
+        await bury(
+            connection, [_dead_letter(command, command.park) for command in commands if command.park is not None]
+        )
+        await resolve(connection, [c.row.id for c in commands if c.park is None and c.row.error_class is not None])
+        for command in commands:
+            word = "done" if command.park is None else "park"
+            metrics.EVENTS.labels("pms", "outbound", word).inc()
+            _log.info(
+                "command routed" if command.park is None else "command parked",
+                extra=about(
+                    event_id=str(command.row.id),
+                    company_id=command.row.company_id,
+                    type=command.row.event_type,
+                    connections=[id_ for id_, _ in command.targets],
+                    error=command.park.message if command.park else None,
+                    trace=command.row.trace,
+                ),
+            )
+        wakes = [
+            WakeUp(row.id, row.company_id, row.event_type, delivery_key(vendor, row.event_type), row.trace)
+            for vendor, row in children
+            if row.id in new
+        ]
+        return wakes, told
+
+    def _delivery(self, command: Routed, connection_id: str, vendor: str) -> CommandRow:
+        row, manifest = command.row, self._adapters[vendor].manifest
+        kind, internal = command.entity
+        support = manifest.commands[row.event_type]
+        ordered = support.lane is not LanePolicy.INDEPENDENT
+        return CommandRow(
+            id=uuid.uuid5(_DELIVERIES, f"{row.id}\n{connection_id}"),
+            company_id=row.company_id,
+            connection_id=connection_id,
+            parent_id=row.id,
+            event_type=row.event_type,
+            entity_type=kind.value,
+            entity_internal_id=internal,
+            idempotency_key=f"{row.idempotency_key}@{connection_id}",
+            payload=row.payload,
+            sealed=row.sealed,
+            lane=f"{lane_prefix(kind, internal)}{connection_id}" if ordered else None,
+            lane_policy=support.lane.value,
+            max_attempts=self._policies[manifest.retry_policy].attempts,
+            trace=row.trace,
+        )
+
+
+def _home(command: Routed) -> tuple[str, str]:
+    """The reference whose mapping says where the entity lives: the property of a new booking, else the thing itself."""
+    if command.data is None:
+        raise AssertionError("an invalid command has no home")
+    kind, internal = command.data.references()[0]
+    return kind.value, internal
+
+
+def _finish_row(command: Routed, now: datetime) -> FinishRow:
+    end = ending(command.park or Done(None), now)
+    return FinishRow(
+        id=command.row.id,
+        status=end.status.value,
+        attempts=command.row.attempts + 1,
+        starts=0,
+        next_attempt_at=None,
+        error_class=end.fault,
+        last_error=end.message,
+        error_code=end.code,
+        action=None,
+        keep_attempt=command.park is not None or command.row.attempts > 0,
+        outcome=end.word,
+        request=None,
+        response=None,
+        started_at=command.started_at,
+    )
+
+
+def _failed(command: Routed) -> CoreEventRow:
+    row, park = command.row, command.park
+    if park is None:
+        raise AssertionError("only a parked command failed")
+    return results.command_ended(
+        results.COMMAND_FAILED,
+        company_id=row.company_id,
+        connection_id=row.connection_id,
+        subject=command.data.lane_entity()[1] if command.data else str(row.id),
+        command_type=row.event_type,
+        cause_id=row.id,
+        trace=row.trace,
+        fault=park.fault.value,
+        error=park.message,
+    )
+
+
+def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
+    row = command.row
+    kind, internal = command.entity if command.data is not None else (None, None)
+    return DeadLetterRow(
+        event_id=row.id,
+        company_id=row.company_id,
+        connection_id=row.connection_id,
+        vendor=None,
+        queue=None,
+        operation=row.event_type,
+        entity_type=kind.value if kind else None,
+        entity_external_id=None,
+        entity_internal_id=internal,
+        error_class=park.fault.value,
+        error_code=park.code,
+        error_message=park.message,
+        attempts=row.attempts + 1,
+        first_attempt_at=command.started_at,
+        owner=park.owner.value,
+    )
+
+
+def _homeless(event: Event, installation: Cipher) -> DeadLetterRow:
+    """A command without a company that exists: it can have no row; it is kept whole, sealed for the installation."""
+    problem = "companyid: missing" if event.companyid is None else f"companyid: {event.companyid} does not exist"
+    letter = letter_without_row(event.type, None, problem, {"id": event.id, "source": event.source})
+    letter.sealed = installation.seal_bytes(encode(event))
+    return letter
+
+
+def _refused(row: CommandRow, error: Exception) -> DeadLetterRow:
+    letter = letter_without_row(
+        row.event_type, row.company_id, f"the database refuses it: {type(error).__name__}", {"id": str(row.id)}
+    )
+    letter.sealed = row.sealed
+    return letter
+
+
+def letter_without_row(
+    event_type: str, company_id: str | None, problem: str, routing: Mapping[str, Any]
+) -> DeadLetterRow:
+    """For what could not become an event row; routing says where it came from."""
+    return DeadLetterRow(
+        event_id=None,
+        company_id=company_id,
+        connection_id=None,
+        vendor=None,
+        queue=None,
+        operation=event_type,
+        entity_type=None,
+        entity_external_id=None,
+        entity_internal_id=None,
+        error_class=Fault.INVALID.value,
+        error_code="not_recorded",
+        error_message=problem,
+        attempts=1,
+        first_attempt_at=None,
+        owner=Owner.TENANT.value,
+        routing=orjson.dumps(dict(routing)).decode(),
+    )

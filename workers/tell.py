@@ -1,0 +1,73 @@
+"""Publishing results after their commit. What is not confirmed now, the relay publishes later: never zero times."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import orjson
+
+from schemas.event import CONTENT_TYPE, SOURCE
+from topology.publisher import Outgoing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from store.marks import Marks
+    from store.settle import CoreEventRow
+    from topology.publisher import Publisher
+
+
+def message(row: CoreEventRow) -> Outgoing:
+    """Always single: others bind to these, and not everybody reads batches."""
+    body = {
+        "specversion": "1.0",
+        "id": str(row.id),
+        "source": SOURCE,
+        "type": row.event_type,
+        "subject": row.subject,
+        "companyid": row.company_id,
+        "connectionid": row.connection_id,
+        "traceparent": row.trace,
+        "datacontenttype": "application/json",
+        "data": orjson.Fragment(row.data),
+    }
+    return Outgoing(
+        routing_key=row.event_type,
+        body=orjson.dumps({name: value for name, value in body.items() if value is not None}),
+        content_type=CONTENT_TYPE,
+        correlation_id=str(row.id),
+    )
+
+
+class Teller:
+    """marks: of `core_events`. most: batches that wait for their confirms at once; then telling waits, so memory stays."""
+
+    def __init__(self, publisher: Publisher, marks: Marks, *, most: int = 8) -> None:
+        self._publisher = publisher
+        self._marks = marks
+        self._room = asyncio.Semaphore(most)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def tell(self, rows: Sequence[CoreEventRow]) -> None:
+        if not rows:
+            return
+        await self._room.acquire()
+        task = asyncio.create_task(self._publish(rows))
+        self._tasks.add(task)
+        task.add_done_callback(self._told)
+
+    async def stop(self) -> None:
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=5)
+        await self._marks.stop()
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        if not task.cancelled():
+            task.result()
+
+    async def _publish(self, rows: Sequence[CoreEventRow]) -> None:
+        faults = await self._publisher.publish_all([message(row) for row in rows])
+        self._marks.add(row.id for row, fault in zip(rows, faults, strict=True) if fault is None)
