@@ -1,0 +1,354 @@
+"""The only I/O of Beds24: one method per thing that the port asks for, one function that calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from adapters.errors import (
+    AdapterError,
+    Malformed,
+    Misconfigured,
+    RateLimited,
+    Rejected,
+    Transient,
+    Unauthorized,
+    Unknown,
+    Unsupported,
+)
+from adapters.port import (
+    Budget,
+    Command,
+    Effects,
+    Fact,
+    Grant,
+    Hint,
+    Http,
+    Recorded,
+    Repeat,
+    Reply,
+    Request,
+    Response,
+    Session,
+    WebhookRequest,
+)
+from adapters.transport import NOT_SENT
+from schemas.connection import Connection
+from schemas.vocabulary import EntityType
+
+from . import mapping, webhook
+from .manifest import AVAILABILITY, CREATE, DEFAULT_BASE_URL, MANIFEST
+
+IDS_PER_CALL = 100  # also the page size that was reported
+ROOMS_PER_CALL = 20  # a year of nights each
+MAX_PAGES = 50  # an end for a server that always has a next page
+HORIZON = timedelta(days=364)  # with today: 365 nights
+
+# Left out by default: `cancelled`. A comma list and an unknown word are refused, so each is named.
+ALL_STATUSES = tuple(("status", word) for word in ("confirmed", "request", "new", "cancelled", "black", "inquiry"))
+
+# On the wire, then as in the vendor's specification (names that nobody has seen yet).
+_REMAINING = ("x-five-min-limit-remaining", "x-fivemincreditlimit-remaining")
+_RESETS_IN = ("x-five-min-limit-resets-in", "x-fivemincreditlimit-resetsin")
+_WINDOW = 300.0  # seconds
+
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9 _.-]{0,59}")
+_WITHHELD = "(text withheld)"
+
+
+class Beds24:
+    """port.Adapter"""
+
+    manifest = MANIFEST
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+
+    def parse(self, request: WebhookRequest, connection: Connection) -> list[Fact]:
+        return webhook.parse(request, connection)
+
+    def interpret(self, fact: Recorded, connection: Connection) -> Effects | Hint:
+        return mapping.interpret(fact, connection)
+
+    async def fetch(self, session: Session, hints: Sequence[Hint]) -> Mapping[Hint, Effects]:
+        wanted = dict.fromkeys(hints)
+        found: dict[Hint, Effects] = {}
+        for entity_type, size, read in (
+            (EntityType.RESERVATION, IDS_PER_CALL, self._bookings),
+            (EntityType.AVAILABILITY, ROOMS_PER_CALL, self._calendars),
+        ):
+            ids = [hint.external_id for hint in wanted if hint.entity_type is entity_type]
+            for start in range(0, len(ids), size):
+                effects = await read(session, ids[start : start + size])
+                found |= {Hint(entity_type, id_): effect for id_, effect in effects.items()}
+        return {hint: found[hint] for hint in wanted if hint in found}
+
+    async def execute(self, session: Session, command: Command) -> Reply:
+        if command.event_type not in MANIFEST.commands:
+            raise Unsupported(f"beds24: {command.event_type} cannot be said to Beds24")
+        body = mapping.body_of(command, session.connection)
+        operation, path = ("calendar.update", "/inventory/rooms/calendar")
+        if command.event_type != AVAILABILITY:
+            operation, path = f"bookings.{command.event_type.rpartition('.')[2]}", "/bookings"
+        response = await _call(
+            session,
+            operation,
+            "POST",
+            path,
+            json=body,
+            headers={"X-Idempotency-Key": command.idempotency_key},
+            safe=MANIFEST.commands[command.event_type].repeat is Repeat.SAFE,
+            secret_texts=mapping.personal_texts(command.data),
+        )
+        result = _item(operation, response)
+        if command.event_type == CREATE:
+            return _created(operation, result, mapping.personal_texts(command.data))
+        if result.get("success") is not True:
+            raise _refused(operation, result, mapping.personal_texts(command.data))
+        external = body[0].get("id", body[0].get("roomId"))
+        return Reply(external_id=str(external), response=_told(result))
+
+    async def find(self, session: Session, command: Command) -> Reply | None:
+        params = [("apiReference", command.marker), *ALL_STATUSES]
+        for booking in await _pages(session, "bookings.find", "/bookings", params):
+            if isinstance(booking, dict) and booking.get("apiReference") == command.marker and booking.get("id"):
+                said = {name: booking.get(name) for name in ("id", "status", "modifiedTime")}
+                return Reply(external_id=str(booking["id"]), response=said, found=True)
+        return None
+
+    async def grant(self, http: Http, connection: Connection, credentials: Mapping[str, str]) -> Grant:
+        """The refresh token first; an invite code serves when there is none, or when it is refused."""
+        refresh, invite = credentials.get("refresh_token"), credentials.get("invite_code")
+        refused = "beds24: neither refresh_token nor invite_code is set; create an invite code in Beds24"
+        for operation, path, header, value in (
+            ("authentication.token", "/authentication/token", "refreshToken", refresh),
+            ("authentication.setup", "/authentication/setup", "code", invite),
+        ):
+            if not value:
+                continue
+            url = _base_url(connection) + path
+            response = await http.send(Request(operation, "GET", url, headers={header: value}))
+            if response.status == 200:
+                return _granted(operation, response.document, kept=header == "code")
+            if response.status not in {400, 401, 403, 404}:
+                raise _failure(operation, response, safe=True)
+            name = "refresh_token" if header == "refreshToken" else "invite_code"
+            refused = f"beds24 {operation}: {name} was refused ({response.status}); create a new invite code in Beds24"
+        raise Misconfigured(refused, code="credentials")
+
+    async def check(self, session: Session) -> Mapping[str, Any]:
+        operation = "authentication.details"
+        for last in (False, True):  # this one call answers 200 to a dead token, too: renew it once
+            response = await _call(session, operation, "GET", "/authentication/details")
+            document = response.document if isinstance(response.document, dict) else {}
+            token = document.get("token") if document.get("validToken") is True else None
+            if isinstance(token, dict):
+                names = ("ownerId", "scopes", "expiresIn", "linkedProperties", "onlyPropertyId", "whiteListOnly")
+                return {name: token[name] for name in names if name in token}
+            if not last:
+                await session.renew_token(await session.access_token())
+        raise Unauthorized(f"beds24 {operation}: Beds24 does not call the token valid", code="token")
+
+    async def _bookings(self, session: Session, ids: Sequence[str]) -> Mapping[str, Effects]:
+        began = self._clock()
+        params = [("id", id_) for id_ in ids] + [*ALL_STATUSES]
+        params += [("includeInvoiceItems", "true"), ("includeInfoItems", "true")]
+        found = {}
+        for document in await _pages(session, "bookings.read", "/bookings", params):
+            try:
+                sourced = mapping.reservation(mapping.as_webhook(document), session.connection, began)
+            except Malformed as error:
+                id_ = document.get("id") if isinstance(document, dict) else None
+                which = f"booking {id_}" if isinstance(id_, int) else "a booking without an id"
+                raise Malformed(error.field, f"{error.problem} ({which})") from error
+            if sourced is None:
+                raise Malformed("booking.modifiedTime", "missing in an answer of the API")
+            found[sourced.entity.external_id] = Effects(reservations=(sourced,))
+        return found
+
+    async def _calendars(self, session: Session, rooms: Sequence[str]) -> Mapping[str, Effects]:
+        began = self._clock()
+        # A day of the property's zone may be ahead of or behind UTC's: yesterday's night does no harm.
+        first = began.astimezone(UTC).date()
+        last = first + HORIZON
+        params = [("roomId", room) for room in rooms]
+        params += [("startDate", first.isoformat()), ("endDate", last.isoformat())]
+        blocks = ("includeNumAvail", "includePrices", "includeMinStay", "includeOverride")
+        params += [(block, "true") for block in blocks]
+        found: dict[str, Effects] = {}
+        for document in await _pages(session, "calendar.read", "/inventory/rooms/calendar", params):
+            room, nights = mapping.availability(document, session.connection, began, first, last)
+            earlier = found.get(room, Effects()).availability
+            found[room] = Effects(availability=(*earlier, *nights))
+        return found
+
+
+# ------------------------------------------------------------------------------------------------ calling
+
+
+async def _call(
+    session: Session,
+    operation: str,
+    method: str,
+    path: str,
+    *,
+    params: Sequence[tuple[str, str]] = (),
+    json: Any = None,
+    headers: Mapping[str, str] | None = None,
+    safe: bool = True,
+    secret_texts: Sequence[str] = (),
+) -> Response:
+    """One call, and one more with a newer token if the first was refused (401: nothing was done)."""
+    url = _base_url(session.connection) + path
+    token = await session.access_token()
+    for renew in (True, False):
+        request = Request(operation, method, url, headers={**(headers or {}), "token": token}, params=params, json=json)
+        try:
+            response = await session.http.send(request)
+        except Transient as error:
+            if safe or error.code == NOT_SENT:
+                raise
+            raise Unknown(f"{error}; it may have been done", code=error.code) from error
+        if (budget := _budget(response.headers)) is not None:
+            session.spent(budget)
+        if response.status != 401:
+            break
+        if renew:
+            token = await session.renew_token(token)
+    if 200 <= response.status < 300:
+        return response
+    raise _failure(operation, response, safe=safe, secret_texts=secret_texts)
+
+
+async def _pages(session: Session, operation: str, path: str, params: Sequence[tuple[str, str]]) -> list[Any]:
+    """The items of all pages. raises Malformed where the envelope is not one"""
+    items: list[Any] = []
+    for page in range(1, MAX_PAGES + 1):
+        paged = [*params, ("page", str(page))] if page > 1 else params
+        document = (await _call(session, operation, "GET", path, params=paged)).document
+        if not isinstance(document, dict) or not isinstance(document.get("data"), list):
+            raise Malformed("data", f"no list in the answer to {operation}")
+        items += document["data"]
+        pages = document.get("pages")
+        if not isinstance(pages, dict) or pages.get("nextPageExists") is not True:
+            return items
+    raise Transient(f"beds24 {operation}: more than {MAX_PAGES} pages")
+
+
+def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Sequence[str] = ()) -> AdapterError:
+    """What a status that is not a success means."""
+    status = response.status
+    code, where = str(status), f"beds24 {operation}: {status}"
+    failure: AdapterError
+    if status == 401:
+        failure = Unauthorized(f"{where}: the token is not accepted, nor is a new one", code=code)
+    elif status == 403:
+        failure = Misconfigured(f"{where}: not allowed; check the token's scopes and IP white list", code=code)
+    elif status == 429:
+        wait = _number(response.headers, (*_RESETS_IN, "retry-after"))
+        failure = RateLimited(f"{where}: out of credits", code=code, retry_after=_WINDOW if wait is None else wait)
+    elif status in {408, 425} or (status >= 500 and safe):
+        failure = Transient(where, code=code)
+    elif status >= 500:
+        failure = Unknown(f"{where}; it may have been done", code=code)
+    elif status >= 400:
+        error = response.document.get("error") if isinstance(response.document, dict) else None
+        failure = Rejected(f"{where}: {_vendors_words(error, secret_texts)}", code=code)
+    else:
+        failure = Misconfigured(f"{where}: not an answer of the API; check base_url", code=code)
+    return failure
+
+
+def _item(operation: str, response: Response) -> Mapping[str, Any]:
+    """The result of the one item of a POST."""
+    document = response.document
+    if isinstance(document, list) and document and isinstance(document[0], dict):
+        return document[0]
+    raise Unknown(f"beds24 {operation}: {response.status} without a result; it may have been done", code="no_result")
+
+
+def _created(operation: str, result: Mapping[str, Any], secret_texts: Sequence[str]) -> Reply:
+    """A booking that has an id was made, also when the vendor adds that a part of it was refused."""
+    new = result.get("new")
+    id_ = new.get("id") if isinstance(new, dict) else None
+    if id_:
+        return Reply(external_id=str(id_), response=_told(result))
+    if result.get("success") is True:
+        raise Unknown(f"beds24 {operation}: done, but without an id", code="no_id")
+    raise _refused(operation, result, secret_texts)
+
+
+def _refused(operation: str, result: Mapping[str, Any], secret_texts: Sequence[str]) -> Rejected:
+    errors = _dicts(result.get("errors")) or [{}]
+    said = []
+    for error in errors[:5]:
+        field = str(error.get("field") or error.get("action") or "item")[:60]
+        said.append(f"{_vendors_words(field, secret_texts)}: {_vendors_words(error.get('message'), secret_texts)}")
+    done = result.get("modified") or result.get("new")
+    changed = f"; changed nevertheless: {', '.join(sorted(map(str, done)))[:200]}" if isinstance(done, dict) else ""
+    message = errors[0].get("message")
+    code = message if isinstance(message, str) and _CODE.fullmatch(message) else None
+    if code is not None and _vendors_words(code, secret_texts) == _WITHHELD:
+        code = None
+    return Rejected(f"beds24 {operation}: refused: {'; '.join(said)}{changed}", code=code or "refused")
+
+
+def _vendors_words(text: Any, secret_texts: Sequence[str]) -> str:
+    """A vendor's text if it can hold nothing of a guest's: no address, no long number, nothing that we sent."""
+    if not isinstance(text, str) or not text:
+        return "no reason given"
+    lowered = text.lower()
+    if len(text) > 200 or "@" in text or re.search(r"\d{6}", text):
+        return _WITHHELD
+    return _WITHHELD if any(said.lower() in lowered for said in secret_texts if len(said) > 1) else text
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer for the sync log: which members, never their values."""
+    told: dict[str, Any] = {"success": result.get("success") is True}
+    for name in ("new", "modified"):
+        if isinstance(members := result.get(name), dict):
+            told[name] = sorted(str(member) for member in members)
+    for name in ("errors", "warnings"):
+        if entries := _dicts(result.get(name)):
+            told[name] = [{key: entry[key] for key in ("action", "field") if key in entry} for entry in entries]
+    return told
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _granted(operation: str, document: Any, *, kept: bool) -> Grant:
+    """kept: the answer holds a refresh token to be sealed."""
+    try:
+        token, expires_in = document["token"], float(document["expiresIn"])
+        credentials = {"refresh_token": document["refreshToken"]} if kept else {}
+    except (TypeError, KeyError, ValueError) as error:
+        raise Transient(f"beds24 {operation}: an answer without token, expiresIn or refreshToken") from error
+    return Grant(access_token=str(token), expires_in=expires_in, credentials=credentials)
+
+
+def _budget(headers: Mapping[str, str]) -> Budget | None:
+    remaining = _number(headers, _REMAINING)
+    if remaining is None:
+        return None
+    resets_in = _number(headers, _RESETS_IN)
+    return Budget(remaining=remaining, resets_in=_WINDOW if resets_in is None else resets_in)
+
+
+def _number(headers: Mapping[str, str], names: Sequence[str]) -> float | None:
+    """The first of these headers that holds a number: credits are decimal ("95.9")."""
+    for name in names:
+        if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text := headers.get(name, "")):
+            return float(text)
+    return None
+
+
+def _base_url(connection: Connection) -> str:
+    url = str(connection.config.get("base_url") or DEFAULT_BASE_URL).rstrip("/")
+    if not url.startswith(("https://", "http://")):
+        raise Misconfigured("beds24: base_url must begin with https://", code="base_url")
+    return url

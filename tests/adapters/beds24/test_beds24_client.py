@@ -1,0 +1,407 @@
+"""The client against the simulator over real HTTP; what the simulator cannot say comes from a script of answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from adapters.beds24 import adapter, client
+from adapters.beds24.client import Beds24
+from adapters.errors import (
+    AdapterError,
+    Malformed,
+    Misconfigured,
+    RateLimited,
+    Rejected,
+    Transient,
+    Unauthorized,
+    Unknown,
+)
+from adapters.port import Budget, Command, Effects, Hint, Recorded, Reply, Request, Response
+from adapters.transport import HttpTransport
+from schemas.commands import parse_command
+from schemas.vocabulary import EntityType, ReservationStatus
+from simulators.beds24 import Fault, FaultKind, operations
+from tests.adapters.beds24 import evidence as ev
+from tests.adapters.beds24.examples import GUEST, connection, post
+from tests.contract.evidence import TestSession, command
+from tests.simulators.beds24_spec import SPEC, validate_request
+
+RESERVATION, AVAILABILITY = EntityType.RESERVATION, EntityType.AVAILABILITY
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[ev.World]:
+    """The simulator; afterwards every request that it saw is held to the vendor's own specification."""
+    async with ev.world() as running:
+        yield running
+        if SPEC.exists():
+            for call in running.sim.account.calls:
+                validate_request(call.method, f"{call.path}?{call.query}".rstrip("?"), call.body)
+
+
+@pytest.fixture
+async def session(world: ev.World) -> AsyncIterator[TestSession]:
+    http = HttpTransport("beds24", total=5)
+    yield TestSession(adapter, world.connection, http, world.credentials)
+    await http.close()
+
+
+def say(world: ev.World, event_type: str, **changes: Any) -> Command:
+    return command(event_type, parse_command(event_type, ev.COMMANDS[event_type] | changes), world)
+
+
+async def fetched(session: TestSession, *ids: object) -> list[Any]:
+    found = await adapter.fetch(session, [Hint(RESERVATION, str(id_)) for id_ in ids])
+    return [effects.reservations[0] for effects in found.values()]
+
+
+async def test_a_create_is_saved_as_said_and_found_by_its_marker(world: ev.World, session: TestSession) -> None:
+    sent = say(world, "pms.booking.create")
+    assert await adapter.find(session, sent) is None
+    reply = await adapter.execute(session, sent)
+    saved = world.sim.account.bookings[int(reply.external_id or 0)]
+    assert (
+        saved.items()
+        >= {
+            "roomId": ev.ROOM,
+            "status": "confirmed",
+            "arrival": "2027-03-10",
+            "departure": "2027-03-13",
+            "price": 313.5,
+            "apiReference": sent.marker,
+            "notes": ev.NOTES,
+            **ev.SENT,
+        }.items()
+    )
+    again = await adapter.find(session, sent)
+    assert again is not None
+    assert (again.external_id, again.found) == (reply.external_id, True)
+    (back,) = await fetched(session, reply.external_id)
+    assert (back.entity.marker, back.entity.total_price) == (sent.marker, 31350)
+
+
+async def test_a_booking_of_ours_is_found_even_when_it_is_cancelled_or_past(
+    world: ev.World, session: TestSession
+) -> None:
+    sent = say(world, "pms.booking.create", checkIn="2020-01-01", checkOut="2020-01-02")
+    reply = await adapter.execute(session, sent)
+    world.sim.account.cancel(int(reply.external_id or 0))
+    found = await adapter.find(session, sent)
+    assert found == Reply(reply.external_id, found.response if found else {}, found=True)
+
+
+async def test_an_update_changes_what_it_names_and_nothing_else(world: ev.World, session: TestSession) -> None:
+    before = dict(world.sim.account.bookings[world.booking])
+    await adapter.execute(session, say(world, "pms.booking.update", checkOut="2027-02-09", guest=None, notes=None))
+    after = world.sim.account.bookings[world.booking]
+    assert {name for name in before if before[name] != after[name]} <= {"departure", "modifiedTime"}
+    assert after["departure"] == "2027-02-09"
+
+
+async def test_a_cancellation_keeps_the_booking(world: ev.World, session: TestSession) -> None:
+    reply = await adapter.execute(session, say(world, "pms.booking.cancel"))
+    assert reply.external_id == str(world.booking)
+    (back,) = await fetched(session, world.booking)
+    assert back.entity.status is ReservationStatus.CANCELLED
+    assert back.entity.cancelled_at is None  # measured: an API cancellation leaves cancelTime empty
+
+
+async def test_availability_is_written_and_read_back(world: ev.World, session: TestSession) -> None:
+    here = Beds24(clock=lambda: datetime(2027, 4, 1, tzinfo=UTC))
+    reply = await here.execute(session, say(world, "pms.availability.update"))
+    assert reply.external_id == str(ev.ROOM)
+    hint = Hint(AVAILABILITY, str(ev.ROOM))
+    nights = (await here.fetch(session, [hint]))[hint].availability
+    by_day = {night.entity.day: night.entity for night in nights}
+    assert len(by_day) == 365
+    last = by_day[date(2027, 5, 31)]
+    assert (last.available, last.price, last.currency, last.min_stay) == (1, 12000, "EUR", 2)
+    assert by_day[date(2027, 6, 1)].min_stay != 2 or by_day[date(2027, 6, 1)].price != 12000
+    assert {night.version.observed_at for night in nights} == {datetime(2027, 4, 1, tzinfo=UTC)}
+
+
+async def test_what_is_fetched_is_what_the_webhook_would_have_brought(world: ev.World, session: TestSession) -> None:
+    (fact,) = adapter.parse(post(world.sim.account.webhook_body(world.booking)), world.connection)
+    now = datetime.now(UTC)
+    recorded = Recorded(UUID(int=1), fact.event_type, fact.entity_type, fact.external_id, fact.payload, now)
+    effects = adapter.interpret(recorded, world.connection)
+    assert isinstance(effects, Effects)
+    (by_webhook,) = effects.reservations
+    (by_fetch,) = await fetched(session, world.booking)
+    assert by_fetch.entity == by_webhook.entity
+    assert by_fetch.version.modified_at == by_webhook.version.modified_at
+    shown = {name: value for name, value in by_webhook.raw["booking"].items() if name != "bookingGroup"}
+    assert by_fetch.raw["booking"] == shown
+    assert by_fetch.private["booking"] == by_webhook.private["booking"] == GUEST
+
+
+async def test_cancelled_past_and_blocked_bookings_are_fetched_too(world: ev.World, session: TestSession) -> None:
+    """The vendor leaves cancelled and past ones out unless every status is asked for by name."""
+    account = world.sim.account
+    stay = {"roomId": ev.ROOM, "arrival": "2020-01-01", "departure": "2020-01-03"}
+    ids = [account.book(stay | {"status": status}).id for status in ("cancelled", "black", "inquiry", "new", "request")]
+    statuses = [row.entity.status for row in await fetched(session, *ids)]
+    assert statuses == ["cancelled", "blocked", "pending", "pending", "pending"]
+
+
+async def test_a_hundred_bookings_are_one_call(world: ev.World, session: TestSession) -> None:
+    stay = {"roomId": ev.ROOM, "arrival": "2027-01-01", "departure": "2027-01-03"}
+    ids = [world.sim.account.book(stay).id for _ in range(130)]
+    assert len(await fetched(session, *ids, *ids)) == 130
+    assert len(world.seen()) == 2
+
+
+async def test_all_pages_are_read(world: ev.World, session: TestSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    stay = {"roomId": ev.ROOM, "arrival": "2027-01-01", "departure": "2027-01-03"}
+    ids = [world.sim.account.book(stay).id for _ in range(5)]
+    assert [row.entity.external_id for row in await fetched(session, *ids)] == [str(id_) for id_ in ids]
+    assert len(world.seen()) == 3
+
+
+async def test_nothing_is_asked_where_there_is_no_hint(world: ev.World, session: TestSession) -> None:
+    assert await adapter.fetch(session, []) == {}
+    assert world.seen() == []
+
+
+async def test_credits_are_decimal_and_told(world: ev.World, session: TestSession) -> None:
+    await adapter.execute(session, say(world, "pms.booking.cancel"))
+    (budget,) = session.budgets
+    assert budget.remaining == pytest.approx(97.9)
+    assert 0 < budget.resets_in <= 300
+
+
+async def test_out_of_credits_says_when_there_are_more(world: ev.World, session: TestSession) -> None:
+    await session.access_token()
+    world.sim.account.credits.exhaust()
+    with pytest.raises(RateLimited) as caught:
+        await adapter.execute(session, say(world, "pms.booking.cancel"))
+    assert caught.value.retry_after is not None
+    assert 0 < caught.value.retry_after <= 300
+    assert session.budgets[-1].remaining == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "shown"),
+    [
+        ("invalid", "invalid", "email: invalid"),
+        (f"{ev.SENT['email']} is invalid", "refused", "email: (text withheld)"),
+        (f"no such guest: {ev.SENT['lastName'].upper()}", "refused", "email: (text withheld)"),
+        ("call 420606123456", "refused", "email: (text withheld)"),
+        ("x" * 300, "refused", "email: (text withheld)"),
+    ],
+)
+async def test_a_refusal_names_the_field_but_repeats_nothing_of_the_guest(
+    message: str, code: str, shown: str, world: ev.World, session: TestSession
+) -> None:
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, "POST /bookings", field="email", message=message))
+    with pytest.raises(Rejected) as caught:
+        await adapter.execute(session, say(world, "pms.booking.create"))
+    assert str(caught.value) == f"beds24 bookings.create: refused: {shown}"
+    assert caught.value.code == code
+
+
+async def test_a_token_without_the_scope_is_misconfigured(world: ev.World) -> None:
+    http = HttpTransport("beds24")
+    few = {"invite_code": world.sim.account.access.invite(["read:bookings"])}
+    session = TestSession(adapter, world.connection, http, few)
+    with pytest.raises(Misconfigured, match="scopes") as caught:
+        await adapter.execute(session, say(world, "pms.booking.cancel"))
+    assert type(caught.value) is Misconfigured
+    await http.close()
+
+
+async def test_without_the_personal_scope_guests_are_unknown(world: ev.World) -> None:
+    http = HttpTransport("beds24")
+    few = {"invite_code": world.sim.account.access.invite(["read:bookings"])}
+    (row,) = await fetched(TestSession(adapter, world.connection, http, few), world.booking)
+    assert (row.entity.guest, row.entity.total_price) == (None, None)
+    await http.close()
+
+
+async def test_an_invite_code_becomes_a_refresh_token_that_serves_from_then_on(
+    world: ev.World, session: TestSession
+) -> None:
+    first = await adapter.grant(session.http, world.connection, world.credentials)
+    assert first.credentials.keys() == {"refresh_token"}
+    assert first.expires_in == pytest.approx(86400, abs=5)
+    later = await adapter.grant(session.http, world.connection, {**world.credentials, **first.credentials})
+    assert later.credentials == {}
+    assert later.access_token != first.access_token
+
+
+async def test_a_new_invite_code_serves_when_the_refresh_token_has_died(world: ev.World, session: TestSession) -> None:
+    grant = await adapter.grant(session.http, world.connection, {**world.credentials, "refresh_token": "dead"})
+    assert grant.credentials["refresh_token"]
+
+
+async def test_check_tells_scopes_and_renews_a_dead_token_once(world: ev.World, session: TestSession) -> None:
+    await session.access_token()
+    world.sim.account.access.expire_all()
+    told = await adapter.check(session)
+    assert session.renewed == 1
+    assert "all:bookings-personal" in told["scopes"]
+    assert told["ownerId"] == world.sim.account.owner_id
+    assert not {"requestIp", "deviceName", "whiteList"} & told.keys()
+
+
+# ------------------------------------------------------------------------------------------------ scripted answers
+
+
+class Script:
+    """Gives these answers in turn; an error is raised."""
+
+    def __init__(self, *answers: Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[Request] = []
+
+    async def send(self, request: Request) -> Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def scripted(*answers: Response | Exception, **config: Any) -> TestSession:
+    session = TestSession(adapter, connection(**config), Script(*answers), {})
+    session._token = "token"
+    return session
+
+
+def answered(document: Any, status: int = 201, **headers: str) -> Response:
+    return Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, document)
+
+
+def create() -> Command:
+    external = {(EntityType.PROPERTY, "p1"): "345754", (EntityType.ROOM_TYPE, "rt1"): "713992"}
+    data = parse_command("pms.booking.create", ev.COMMANDS["pms.booking.create"])
+    return Command(UUID(int=1), "pms.booking.create", "key-1", "staybus:1", data, external)
+
+
+def cancel() -> Command:
+    data = parse_command("pms.booking.cancel", {"reservationId": "r1"})
+    return Command(UUID(int=1), "pms.booking.cancel", "key-1", "staybus:1", data, {(RESERVATION, "r1"): "7"})
+
+
+async def test_a_booking_that_was_made_with_a_part_refused_is_made() -> None:
+    result = {
+        "success": False,
+        "new": {"id": 9},
+        "errors": [{"action": "new booking", "field": "email", "message": "x"}],
+    }
+    reply = await adapter.execute(scripted(answered([result])), create())
+    assert reply.external_id == "9"
+    assert reply.response == {
+        "success": False,
+        "new": ["id"],
+        "errors": [{"action": "new booking", "field": "email"}],
+    }
+
+
+async def test_a_change_that_was_made_in_part_is_refused_and_says_so() -> None:
+    result = {
+        "success": False,
+        "modified": {"status": "cancelled"},
+        "errors": [{"field": "price", "message": "invalid"}],
+    }
+    with pytest.raises(Rejected, match="price: invalid; changed nevertheless: status"):
+        await adapter.execute(scripted(answered([result])), cancel())
+
+
+@pytest.mark.parametrize("document", [None, [], {}, ["x"], [{"success": True}], [{"success": True, "new": {}}]])
+async def test_a_create_without_a_readable_result_may_have_been_done(document: Any) -> None:
+    with pytest.raises(Unknown):
+        await adapter.execute(scripted(answered(document)), create())
+
+
+@pytest.mark.parametrize(
+    ("status", "for_create", "for_cancel"),
+    [
+        (302, Misconfigured, Misconfigured),
+        (400, Rejected, Rejected),
+        (404, Rejected, Rejected),
+        (408, Transient, Transient),
+        (418, Rejected, Rejected),
+        (422, Rejected, Rejected),
+        (425, Transient, Transient),
+        (500, Unknown, Transient),
+        (503, Unknown, Transient),
+    ],
+)
+async def test_statuses(status: int, for_create: type[AdapterError], for_cancel: type[AdapterError]) -> None:
+    refusal = {"success": False, "code": status, "error": "text of the vendor"}
+    for sent, expected in ((create(), for_create), (cancel(), for_cancel)):
+        with pytest.raises(AdapterError) as caught:
+            await adapter.execute(scripted(answered(refusal, status)), sent)
+        assert type(caught.value) is expected
+        assert caught.value.code == str(status)
+        assert ("text of the vendor" in str(caught.value)) == (expected is Rejected)
+
+
+async def test_a_token_that_is_refused_twice_is_unauthorized() -> None:
+    session = scripted(answered(None, 401), answered({"token": "b", "expiresIn": 1}, 200), answered(None, 401))
+    session._credentials = {"refresh_token": "r"}
+    with pytest.raises(Unauthorized):
+        await adapter.execute(session, create())
+    assert session.renewed == 1
+
+
+async def test_credit_headers_are_read_under_the_specifications_names_too() -> None:
+    session = scripted(
+        answered([{"success": True}], x_fivemincreditlimit_remaining="12.5", x_fivemincreditlimit_resetsin="44"),
+        answered([{"success": True}], x_five_min_limit_remaining="nonsense"),
+        answered([{"success": True}], x_five_min_limit_remaining="3"),
+    )
+    for _ in range(3):
+        await adapter.execute(session, cancel())
+    assert session.budgets == [Budget(12.5, 44.0), Budget(3.0, 300.0)]
+
+
+async def test_a_429_without_headers_waits_a_whole_window() -> None:
+    with pytest.raises(RateLimited) as caught:
+        await adapter.execute(scripted(answered(None, 429)), cancel())
+    assert caught.value.retry_after == 300
+
+
+async def test_an_address_that_is_none_is_misconfigured() -> None:
+    with pytest.raises(Misconfigured, match="base_url"):
+        await adapter.execute(scripted(base_url="beds24.com"), cancel())
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"data": {}}, {"data": [3]}, {"data": [{"id": 1}]}])
+async def test_an_answer_that_is_no_list_of_bookings_is_malformed(document: Any) -> None:
+    with pytest.raises(Malformed):
+        await adapter.fetch(scripted(answered(document, 200)), [Hint(RESERVATION, "1")])
+
+
+async def test_a_fetched_booking_that_cannot_be_is_named() -> None:
+    wrong = [{"id": 77, "propertyId": 1, "roomId": 2, "arrival": "2027-01-02", "departure": "2027-01-01"}]
+    wrong[0]["modifiedTime"] = "2026-01-01T00:00:00Z"
+    with pytest.raises(Malformed, match=r"booking\.departure: must be after arrival \(booking 77\)"):
+        await adapter.fetch(scripted(answered({"data": wrong}, 200)), [Hint(RESERVATION, "77")])
+
+
+async def test_a_server_that_always_has_a_next_page_is_left() -> None:
+    endless = answered({"data": [], "pages": {"nextPageExists": True}}, 200)
+    session = scripted(*[endless] * 60)
+    with pytest.raises(Transient, match="pages"):
+        await adapter.fetch(session, [Hint(RESERVATION, "1")])
+    assert len(session.http.requests) == client.MAX_PAGES  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("document", [None, {}, {"token": "t"}, {"token": "t", "expiresIn": "soon"}, []])
+async def test_a_grant_that_cannot_be_read_is_tried_again(document: Any) -> None:
+    with pytest.raises(Transient):
+        await adapter.grant(Script(answered(document, 200)), connection(), {"refresh_token": "r"})
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, RateLimited), (500, Transient)])
+async def test_a_grant_that_fails_is_no_refusal(status: int, error: type[AdapterError]) -> None:
+    with pytest.raises(error):
+        await adapter.grant(Script(answered(None, status)), connection(), {"refresh_token": "r"})
