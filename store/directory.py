@@ -74,10 +74,11 @@ class Directory:
         return known
 
     async def again(self, connection_id: str) -> Known | None:
-        """The value as it is in the database now; at most one read in a tenth of a second and connection."""
+        """The value as it is in the database now; callers in a tenth of a second share one read."""
         entry = self._known.get(connection_id)
-        if entry is not None and self._clock() - entry[0] < 0.1:
-            return entry[1]
+        age = self._clock() - entry[0] if entry is not None else 1.0
+        if age < 0.1:  # read a moment ago: what has changed since is in the next read, which all of these wait for
+            await asyncio.sleep(0.1 - age)
         return await self._read(connection_id)
 
     async def cipher(self, company_id: str) -> Cipher | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ops.stack.local import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE = "staybus_template"
+TEMPLATE = f"staybus_template_{secrets.token_hex(3)}"  # of this run: a given server may hold an older one
 
 
 @pytest.fixture(scope="session")
@@ -34,24 +34,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     local.delete(folder, print)
 
 
-@pytest.fixture(scope="session")
-async def template(stack: Stack) -> str:
-    """A migrated database that others are copied from: a copy takes a tenth of a migration."""
-    owner = await asyncpg.connect(stack.database_url)
-    await owner.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
-    await owner.execute(f"CREATE DATABASE {TEMPLATE}")
-    await owner.close()
-    await migrate.upgrade(_database(stack.database_url, TEMPLATE))
-    return TEMPLATE
-
-
 @pytest.fixture
-async def database_url(stack: Stack, template: str) -> AsyncIterator[str]:
-    """A migrated, empty database of this test's own."""
+async def database_url(stack: Stack) -> AsyncIterator[str]:
+    """A migrated, empty database of this test's own: a copy, which takes a tenth of a migration."""
     name = f"test_{secrets.token_hex(6)}"
     owner = await asyncpg.connect(stack.database_url)
-    await owner.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    if not await owner.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", TEMPLATE):
+        await owner.execute(f"CREATE DATABASE {TEMPLATE}")
+        await migrate.upgrade(_database(stack.database_url, TEMPLATE))
+    await owner.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    await owner.close()
     yield _database(stack.database_url, name)
+    owner = await asyncpg.connect(stack.database_url)
     await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await owner.close()
 

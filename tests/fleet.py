@@ -61,13 +61,12 @@ class World:
         KeyFile.create(key_file)
         keys = KeyFile.read(key_file)
         db = await asyncpg.connect(database_url)
-        resources.push_async_callback(db.close)
         http = await resources.enter_async_context(httpx.AsyncClient(timeout=20))
         sim = Beds24()
         server = await resources.enter_async_context(SimServer(create_app(sim)))
         await apply(amqp_url, declared(adapters()))
         world = cls(database_url, amqp_url, folder, db, http, sim, server.url, keys, _free_ports())
-        resources.push_async_callback(world.stop_all)
+        resources.push_async_callback(world.close)
         await world._seed()
         return world
 
@@ -164,6 +163,10 @@ class World:
             await task
         self.tasks.clear()
 
+    async def close(self) -> None:
+        await self.stop_all()
+        await self.db.close()
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -181,6 +184,32 @@ class World:
             content=raw,
             headers={"content-type": "application/json", "x-beds24-signature": f"sha256={signature}", **headers},
         )
+
+    async def deliver(self, body: Any, timeout: float = 60) -> int:
+        """As the vendor does: again until it is answered with success. returns 200 or 202"""
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    answer = await self.webhook(body)
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                    continue
+                if answer.status_code in {200, 202}:
+                    return answer.status_code
+                assert answer.status_code in {429, 503}, answer.text
+                await asyncio.sleep(0.05)
+
+    async def reconnect(self) -> None:
+        """The test's own connection, after the database was killed."""
+        self.db.terminate()
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    self.db = await asyncpg.connect(self.database_url)
+                except (OSError, asyncpg.PostgresError):
+                    await asyncio.sleep(0.05)
+                else:
+                    return
 
     async def until(self, sql: str, *args: Any, equals: Any = True, timeout: float = 30) -> None:
         """Waits until the query's value is `equals`; nothing announces a row."""

@@ -1,0 +1,81 @@
+"""`make bench`: ingest and end-to-end rate in a burst, then latencies at half of that, in one table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ops.stack import local
+
+from .staybus import Result, fleet
+
+FOLDER = Path(".staybus/bench/stack")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("-n", type=int, default=20_000, help="events of the burst (default 20,000)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each run at a fixed rate")
+    parser.add_argument("--rates", type=float, nargs="*", default=[100.0, 300.0], help="fixed rates besides half load")
+    parser.add_argument("--full", action="store_true", help="bodies as large as real ones (3 KB in place of 1 KB)")
+    parser.add_argument("--keep", action="store_true", help="leave the servers running for the next run")
+    return parser.parse_args()
+
+
+async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -> list[Result]:
+    results = []
+    async with fleet(stack, FOLDER.parent) as running:
+        say.print("warming up …")
+        await running.burst(1_000, 0, full=given.full)
+        first = 10_000_000
+        say.print(f"burst of {given.n:,} events over 64 connections …")
+        results.append(await running.burst(given.n, first, full=given.full))
+        for rate in (*given.rates, results[0].done_rate / 2):
+            first += 10_000_000
+            say.print(f"{given.seconds:g} s at {rate:,.0f}/s …")
+            results.append(await running.steady(rate, given.seconds, first, full=given.full))
+    return results
+
+
+def table(results: list[Result]) -> Table:
+    shown = Table(title="staybus, all processes on this machine, load generator included")
+    columns = ("load", "202/s", "done/s", "ack p50/p99 ms", "done p50/p99 ms", "CPU us/event", "MiB", "lost", "foreign")
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "load" else "right", overflow="fold")
+    for r in results:
+        cpu = " + ".join(f"{name[:4]} {value:.0f}" for name, value in r.cpu.items())
+        shown.add_row(
+            r.name,
+            f"{r.ingest_rate:,.0f}",
+            f"{r.done_rate:,.0f}",
+            f"{r.ack[0] * 1e3:.1f} / {r.ack[1] * 1e3:.1f}",
+            f"{r.latency[0] * 1e3:.1f} / {r.latency[1] * 1e3:.1f}",
+            f"{sum(r.cpu.values()):.0f} = {cpu}",
+            ", ".join(f"{name[:4]} {value:.0f}" for name, value in r.memory.items()),
+            str(r.accepted - r.done),
+            f"{r.foreign:.0%}",
+        )
+    return shown
+
+
+def main() -> None:
+    given = arguments()
+    say = Console()
+    stack = local.start(FOLDER, say.print)
+    try:
+        results = asyncio.run(measure(given, stack, say))
+        say.print(table(results))
+        say.print(
+            "Runs with more than 5 % foreign CPU are not clean: repeat them. docs/performance.md tells how to read this."
+        )
+    finally:
+        if not given.keep:
+            local.delete(FOLDER, say.print)
+
+
+if __name__ == "__main__":
+    main()
