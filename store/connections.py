@@ -48,6 +48,11 @@ async def lock_tokens(connection: Connection, connection_id: str) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7203411960))", connection_id)
 
 
+async def company_keys(connection: Connection) -> list[tuple[str, bytes]]:
+    """(company, its wrapped data key)"""
+    return [(row["id"], row["data_key"]) for row in await connection.fetch(_SQL["company_keys"])]
+
+
 async def secrets(connection: Connection, connection_id: str) -> dict[str, SealedSecret]:
     rows = await connection.fetch(_SQL["secrets"], connection_id)
     return {row["name"]: SealedSecret(row["sealed"], row["expires_at"]) for row in rows}
@@ -94,6 +99,11 @@ async def set_config(connection: Connection, connection_id: str, config: Mapping
     return bool(
         (await connection.execute(_SQL["set_config"], connection_id, orjson.dumps(config).decode())) != "UPDATE 0"
     )
+
+
+async def unset_config(connection: Connection, connection_id: str, names: Sequence[str]) -> None:
+    if names:
+        await connection.execute(_SQL["unset_config"], connection_id, list(names))
 
 
 async def set_status(connection: Connection, connection_id: str, status: str) -> bool:

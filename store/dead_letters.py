@@ -104,6 +104,11 @@ async def show(connection: Connection, id_: UUID) -> asyncpg.Record | None:
     return await connection.fetchrow(_SQL["show"], id_)
 
 
+async def groups(connection: Connection, vendor: str | None, company_id: str | None) -> list[asyncpg.Record]:
+    """Open letters by cause, with one of their messages."""
+    return list(await connection.fetch(_SQL["groups"], vendor, company_id))
+
+
 async def requeue(
     connection: Connection, event_ids: Sequence[UUID], actor: str, note: str | None = None
 ) -> list[tuple[UUID, str]]:

@@ -13,6 +13,9 @@ WHERE c.id = $1
 -- name: company_key
 SELECT data_key FROM companies WHERE id = $1
 
+-- name: company_keys
+SELECT id, data_key FROM companies ORDER BY id
+
 -- name: secrets
 SELECT name, sealed, expires_at FROM secrets WHERE connection_id = $1
 
@@ -38,6 +41,9 @@ VALUES ($1, $2, $3, $4, $5, $6::jsonb)
 
 -- name: set_config
 UPDATE connections SET config = config || $2::jsonb, updated_at = now() WHERE id = $1
+
+-- name: unset_config
+UPDATE connections SET config = config - $2::text[], updated_at = now() WHERE id = $1
 
 -- name: set_status
 UPDATE connections SET status = $2, updated_at = now() WHERE id = $1

@@ -62,3 +62,12 @@ WHERE e.id IN (SELECT DISTINCT ON (lane) id FROM channel_events
                WHERE lane = ANY ($1::text[]) AND status IN ('received', 'processing', 'retrying', 'failed')
                ORDER BY lane, seq)
   AND e.status = 'received'
+
+-- name: groups
+-- Open letters by cause, the most frequent first. $1 vendor, $2 company.
+SELECT vendor, operation, owner, error_class, error_code, fingerprint, count(*) AS letters, min(created_at) AS oldest,
+       max(last_attempt_at) AS newest, min(error_message) AS error
+FROM dead_letters
+WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR vendor = $1) AND ($2::text IS NULL OR company_id = $2)
+GROUP BY vendor, operation, owner, error_class, error_code, fingerprint
+ORDER BY count(*) DESC, fingerprint

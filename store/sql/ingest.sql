@@ -44,9 +44,10 @@ WITH request AS (
 SELECT n, id, recorded FROM outcome
 
 -- name: mark_published
--- Only rows that still wait: what a worker has settled in the meantime needs no mark.
+-- Only rows that still wait: what a worker has settled in the meantime needs no mark. A row that failed and was requeued
+-- in the meantime is another matter: that publish was before, so it must not count for it.
 UPDATE channel_events SET published_at = clock_timestamp()
-WHERE id = ANY ($1::uuid[]) AND published_at IS NULL AND status = 'received'
+WHERE id = ANY ($1::uuid[]) AND published_at IS NULL AND status = 'received' AND error_class IS NULL
 
 -- name: mark_core_published
 UPDATE core_events SET published_at = clock_timestamp() WHERE id = ANY ($1::uuid[]) AND published_at IS NULL

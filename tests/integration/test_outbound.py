@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from simulators.beds24.faults import Fault, FaultKind
+from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 
@@ -155,3 +156,53 @@ async def test_bad_commands_become_dead_letters_that_name_the_field(world: World
     for word in ("checkOut", "nowhere is not mapped", "no-such-company does not exist", "pms.nonsense.do"):
         assert any(word in text for text in texts), (word, texts)
     assert world.sim.account.bookings == {}
+
+
+async def test_a_refused_item_inside_a_201_is_a_dead_letter_of_the_tenant(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings", field="arrival"))
+    await create(core, "B-8")
+    await core.wait_for(lambda e: e.type == "core.command.failed")
+    letter = await world.db.fetchrow("SELECT * FROM dead_letters")
+    assert (letter["error_class"], letter["owner"], letter["attempts"]) == ("rejected", "tenant", 1)
+    assert "arrival" in letter["error_message"]
+
+
+async def test_credits_that_are_used_up_defer_and_do_not_count(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation="POST /bookings", seconds=1))
+    await create(core, "B-9")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    assert len(world.sim.account.bookings) == 1
+    budget = await world.db.fetchrow("SELECT * FROM rate_budgets")
+    assert budget["remaining"] < 100
+
+
+async def test_a_failed_head_holds_its_lane_and_nobody_elses(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings"))
+    await create(core, "B-10")
+    await core.publish("pms.booking.update", "B-10", COMPANY, {"reservationId": "B-10", "adults": 3}, "u-10")
+    await core.wait_for(lambda e: e.type == "core.command.failed")
+    await create(core, "B-11")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.subject == "B-11")
+    waiting = await world.db.fetchval(
+        "SELECT status FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NOT NULL"
+    )
+    assert waiting == "received"
+    from store.dead_letters import requeue
+
+    failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
+    await requeue(world.db, [failed], "test")
+    await core.wait_for(
+        lambda e: e.type == "core.command.succeeded" and e.data["command"] == "pms.booking.update", timeout=20
+    )
+    assert [b["numAdult"] for b in world.sim.account.bookings.values()] == [2, 3]
+
+
+async def test_one_trace_from_the_webhook_to_its_result(world: World, core: CorePms) -> None:
+    trace = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    body = generate(5, 1, 0)[0].body
+    assert (await world.webhook(body, traceparent=trace)).status_code == 202
+    told = await core.wait_for(lambda e: e.type == "core.reservation.upserted")
+    assert told.attributes["traceparent"] == trace
+    assert await world.db.fetchval("SELECT trace FROM channel_events WHERE direction = 'inbound'") == trace
+    assert "guest" not in orjson.dumps(told.data["reservation"]).decode()
+    assert body["booking"]["lastName"] not in orjson.dumps(told.data).decode()

@@ -1,0 +1,124 @@
+"""Webhooks that only say that something changed: the present state is fetched from the vendor."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from simulators.beds24.faults import Fault, FaultKind
+from store import connections
+from tests.fleet import CONNECTION, SECRET, World
+
+
+@pytest.fixture
+async def whole(world: World) -> World:
+    await world.start("ingress", "inbound", "scheduler")
+    return world
+
+
+def book(world: World, **values: Any) -> dict[str, Any]:
+    first = datetime.now(UTC).date() + timedelta(days=30)
+    outcome = world.sim.account.book(
+        {"roomId": 713992, "arrival": first.isoformat(), "departure": (first + timedelta(days=3)).isoformat(),
+         "firstName": "Ada", "lastName": "Long", "numAdult": 2, **values}
+    )  # fmt: skip
+    assert not outcome.errors
+    return list(world.sim.account.bookings.values())[-1]
+
+
+def fetches(world: World) -> int:
+    return sum(call.operation == "GET /bookings" for call in world.sim.account.calls)
+
+
+@pytest.mark.parametrize("shape", ["version two", "bare id"])
+async def test_an_id_is_enough(whole: World, shape: str) -> None:
+    booking = book(whole)
+    body = {"booking": {"id": booking["id"]}} if shape == "version two" else {"bookId": booking["id"]}
+    assert (await whole.webhook(body)).status_code == 202
+    await whole.all_settled()
+    row = await whole.db.fetchrow("SELECT * FROM int_reservations")
+    assert (row["external_id"], row["check_in"].isoformat()) == (str(booking["id"]), booking["arrival"])
+    assert fetches(whole) == 1
+
+
+async def test_version_one_is_a_get(whole: World) -> None:
+    await connections.set_config(whole.db, CONNECTION, {"webhook_auth": "header", "webhook_header": "X-Our-Key"})
+    booking = book(whole)
+    url = whole.url("ingress", f"/webhooks/beds24/{CONNECTION}?bookid={booking['id']}&status=new")
+    assert (await whole.http.get(url, headers={"X-Our-Key": SECRET})).status_code == 202
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(booking["id"])
+
+
+async def test_hints_that_come_together_share_a_fetch(whole: World) -> None:
+    bookings = [book(whole, arrival=f"2027-0{n}-01", departure=f"2027-0{n}-05") for n in range(1, 9)]
+    for booking in bookings:
+        assert (await whole.webhook({"booking": {"id": booking["id"]}})).status_code == 202
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT count(*) FROM int_reservations") == 8
+    assert fetches(whole) <= 8
+
+
+async def test_a_cancelled_booking_is_found_too_and_a_gone_one_is_skipped(whole: World) -> None:
+    booking = book(whole)
+    whole.sim.account.cancel(booking["id"])
+    await whole.webhook({"booking": {"id": booking["id"]}})
+    await whole.webhook({"booking": {"id": 999_999_999}})
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT status FROM int_reservations") == "cancelled"
+    gone = await whole.db.fetchrow(
+        "SELECT status, last_error FROM channel_events WHERE entity_external_id = '999999999'"
+    )
+    assert tuple(gone) == ("skipped", "gone at the vendor")
+
+
+async def test_a_fetch_that_fails_is_tried_again(whole: World) -> None:
+    booking = book(whole)
+    whole.sim.faults.add(Fault(FaultKind.UNAVAILABLE, operation="GET /bookings", count=2))
+    await whole.webhook({"booking": {"id": booking["id"]}})
+    await whole.until("SELECT count(*) FROM int_reservations", equals=1)
+    outcomes = [r["outcome"] for r in await whole.db.fetch("SELECT outcome FROM event_attempts ORDER BY id")]
+    assert outcomes == ["retry", "retry", "done"]
+
+
+async def test_an_expired_token_is_renewed_on_the_way(whole: World) -> None:
+    first, second = book(whole), book(whole, arrival="2027-04-01", departure="2027-04-03")
+    await whole.webhook({"booking": {"id": first["id"]}})
+    await whole.all_settled()
+    whole.sim.account.access.expire_all()
+    await whole.webhook({"booking": {"id": second["id"]}})
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT count(*) FROM int_reservations") == 2
+    stored = {row["name"] for row in await whole.db.fetch("SELECT name FROM secrets")}
+    assert {"access_token", "refresh_token"} <= stored
+
+
+async def test_without_personal_data_a_known_guest_is_kept(whole: World) -> None:
+    booking = book(whole)
+    await whole.webhook(whole.sim.account.webhook_body(booking["id"]))
+    await whole.all_settled()
+    guest_id = await whole.db.fetchval("SELECT guest_id FROM int_reservations")
+    assert guest_id is not None
+    bare = whole.sim.account.webhook_body(booking["id"])
+    for member in ("firstName", "lastName", "email", "phone", "mobile", "address", "city", "comments", "notes"):
+        bare["booking"][member] = ""
+    bare["booking"]["numAdult"] = 4
+    later = datetime.now(UTC) + timedelta(minutes=5)
+    bare["booking"]["modifiedTime"] = later.strftime("%Y-%m-%dT%H:%M:%SZ")
+    await whole.webhook(bare)
+    await whole.until("SELECT adults FROM int_reservations", equals=4)
+    row = await whole.db.fetchrow(
+        "SELECT r.guest_id, g.sealed FROM int_reservations r JOIN int_guests g ON g.id = r.guest_id"
+    )
+    assert row["guest_id"] == guest_id
+    assert (await whole.cipher()).open(row["sealed"])["last_name"] == "Long"
+
+
+async def test_an_inventory_webhook_brings_the_calendar(whole: World) -> None:
+    body = {"roomId": "713992", "propId": "345754", "ownerId": "1", "action": "SYNC_ROOM"}
+    assert (await whole.webhook(body)).status_code == 202
+    await whole.all_settled()
+    nights = await whole.db.fetchval("SELECT count(*) FROM int_availability WHERE external_room_type_id = '713992'")
+    assert nights >= 300

@@ -1,0 +1,79 @@
+"""The schema is the same after up → down → up, and nothing of ours is left after down."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from store import migrate, schema
+
+if TYPE_CHECKING:
+    from ops.stack.local import Stack
+
+CATALOGUE = {
+    "columns": "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
+    " FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2",
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
+    "constraints": "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+    " WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2",
+    "policies": "SELECT tablename, policyname, roles, cmd, qual, with_check FROM pg_policies ORDER BY 1, 2",
+    "grants": "SELECT table_name, grantee, privilege_type FROM information_schema.role_table_grants"
+    " WHERE grantee LIKE 'staybus\\_%' ORDER BY 1, 2, 3",
+    "options": "SELECT relname, reloptions, relrowsecurity FROM pg_class"
+    " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1",
+}
+
+
+@pytest.fixture
+async def empty_url(stack: Stack) -> AsyncIterator[str]:
+    name = f"empty_{secrets.token_hex(6)}"
+    owner = await asyncpg.connect(stack.database_url)
+    await owner.execute(f"CREATE DATABASE {name}")
+    yield urlunsplit(urlsplit(stack.database_url)._replace(path=f"/{name}"))
+    await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await owner.close()
+
+
+async def catalogue(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return {name: [tuple(row) for row in await connection.fetch(sql)] for name, sql in CATALOGUE.items()}
+    finally:
+        await connection.close()
+
+
+async def test_up_down_up_is_the_same_schema(empty_url: str) -> None:
+    assert (await schema.status(empty_url)).current is None
+    await migrate.upgrade(empty_url)
+    first = await catalogue(empty_url)
+    assert (await schema.status(empty_url)).up_to_date
+    await migrate.downgrade(empty_url, "base")
+    left = {row[0] for row in (await catalogue(empty_url))["columns"]}
+    assert left == {"alembic_version"}
+    await migrate.upgrade(empty_url)
+    assert await catalogue(empty_url) == first
+    await migrate.upgrade(empty_url)  # again changes nothing
+    assert await catalogue(empty_url) == first
+
+
+async def test_every_tenant_table_has_row_level_security(empty_url: str) -> None:
+    await migrate.upgrade(empty_url)
+    found = await catalogue(empty_url)
+    tenant = {row[0] for row in found["columns"] if row[1] == "company_id"}
+    protected = {row[0] for row in found["policies"] if row[1] == "of_company"}
+    assert tenant == protected
+    assert {row[0] for row in found["options"] if row[2]} == protected
+
+
+def test_the_newest_migration_by_file_name_is_the_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", "migrations")
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_current_head() == schema.head()
