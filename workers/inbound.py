@@ -17,6 +17,7 @@ import orjson
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
+from schemas.event import encode
 from schemas.ids import uuid7
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
@@ -28,6 +29,7 @@ from telemetry.logs import about
 from . import results
 from .decide import decide, owner_of
 from .echo import is_echo
+from .letters import letter_without_row
 from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
 from .persist import commit, outlast
 
@@ -117,7 +119,7 @@ class InboundStage:
         async with self._pool.acquire() as connection:
             rows = await store.load(connection, ids)
         if len(rows) < len(ids):
-            _log.warning("wake-ups without a row", extra=about(count=len(ids) - len(rows)))
+            await self._bury_strangers([event for event in events if event.row_id not in rows])
         now = self._now()
         works = []
         for id_ in ids:
@@ -126,6 +128,22 @@ class InboundStage:
                 known = await self._directory.get(row.connection_id)
                 works.append(Work(row, known, row.event_type.partition(".")[0], now))
         return works
+
+    async def _bury_strangers(self, events: Sequence[Event]) -> None:
+        """Facts come by webhook. One that somebody published is kept whole, for whoever sent it the wrong way."""
+        _log.warning("events without a row", extra=about(count=len(events)))
+        letters = []
+        for event in events:
+            if event.data is not None:
+                letter = letter_without_row(
+                    event.type, None, "type: vendors' facts are recorded from their webhooks, not from the exchange",
+                    {"id": event.id, "source": event.source},
+                )  # fmt: skip
+                letter.sealed = self._directory.installation.seal_bytes(encode(event))
+                letters.append(letter)
+        if letters:
+            async with self._pool.acquire() as connection:
+                await bury(connection, letters)
 
     # ------------------------------------------------------------------ perform
 

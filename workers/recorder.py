@@ -15,9 +15,9 @@ from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
 from .inbound import MAX_STARTS
+from .letters import letter_without_row
 from .persist import outlast
 from .relay import wake_up
-from .router import letter_without_row
 
 if TYPE_CHECKING:
     import asyncio

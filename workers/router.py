@@ -29,6 +29,7 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
+from .letters import letter_without_row
 from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
@@ -378,27 +379,3 @@ def _refused(row: CommandRow, error: Exception) -> DeadLetterRow:
     )
     letter.sealed = row.sealed
     return letter
-
-
-def letter_without_row(
-    event_type: str, company_id: str | None, problem: str, routing: Mapping[str, Any]
-) -> DeadLetterRow:
-    """For what could not become an event row; routing says where it came from."""
-    return DeadLetterRow(
-        event_id=None,
-        company_id=company_id,
-        connection_id=None,
-        vendor=None,
-        queue=None,
-        operation=event_type,
-        entity_type=None,
-        entity_external_id=None,
-        entity_internal_id=None,
-        error_class=Fault.INVALID.value,
-        error_code="not_recorded",
-        error_message=problem,
-        attempts=1,
-        first_attempt_at=None,
-        owner=Owner.TENANT.value,
-        routing=orjson.dumps(dict(routing)).decode(),
-    )

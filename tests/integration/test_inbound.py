@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 
+import aio_pika
+import orjson
 import pytest
 
 from simulators.bookings import deliveries, generate, truth
@@ -70,3 +72,19 @@ async def test_disorder_and_duplicates_end_at_the_vendors_truth(inbound: World) 
         assert row["check_out"].isoformat() == booking["departure"]
         assert (row["status"] == "cancelled") == (booking["status"] == "cancelled")
         assert row["adults"] == booking["numAdult"]
+
+
+async def test_what_comes_by_the_exchange_in_the_wrong_way_is_kept_as_a_dead_letter(inbound: World) -> None:
+    async with await aio_pika.connect(inbound.amqp_url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange("pms.events", ensure=False)
+        fact = {"specversion": "1.0", "id": "x", "source": "/me", "type": "beds24.booking.created", "data": {"id": 1}}
+        for raw in (orjson.dumps(fact), b"not json", b'{"id": 7}', b"[]"):
+            await exchange.publish(aio_pika.Message(raw), "beds24.booking.created")
+    await inbound.until("SELECT count(*) FROM dead_letters", equals=4)
+    letters = await inbound.db.fetch("SELECT error_message, sealed, queue, routing FROM dead_letters")
+    texts = [letter["error_message"] for letter in letters]
+    for word in ("type: vendors' facts", "Invalid JSON", "id: Input should be a valid string", "empty batch"):
+        assert any(word in text for text in texts), texts
+    for letter in letters:
+        assert inbound.keys.installation.open_bytes(letter["sealed"])

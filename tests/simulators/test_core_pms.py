@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator
 
@@ -11,9 +10,6 @@ import orjson
 import pytest
 
 from simulators.core_pms import CorePms, Heard, heard
-
-AMQP = os.environ.get("STAYBUS_AMQP_URL") or os.environ.get("RABBITMQ_URL")
-needs_broker = pytest.mark.skipif(AMQP is None, reason="no broker: set STAYBUS_AMQP_URL (`python -m ops.stack env`)")
 
 
 def event(type_: str, event_id: str = "e1", **more: object) -> dict[str, object]:
@@ -33,9 +29,8 @@ def test_lines_for_people_have_no_guest_data() -> None:
 
 
 @pytest.fixture
-async def channel() -> AsyncIterator[aio_pika.abc.AbstractChannel]:
-    assert AMQP is not None
-    connection = await aio_pika.connect(AMQP)
+async def channel(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    connection = await aio_pika.connect(amqp_url)
     async with connection:
         yield await connection.channel()
 
@@ -50,13 +45,11 @@ async def names(channel: aio_pika.abc.AbstractChannel) -> AsyncIterator[tuple[st
     await exchange.delete()
 
 
-@needs_broker
 async def test_it_hears_core_events_and_counts_repeats(
-    channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
+    amqp_url: str, channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
 ) -> None:
-    assert AMQP is not None
     exchange = await channel.get_exchange(names[0])
-    async with CorePms(AMQP, exchange=names[0], queue=names[1]) as core:
+    async with CorePms(amqp_url, exchange=names[0], queue=names[1]) as core:
         for event_id in ("1", "2", "2"):
             body = orjson.dumps(event("core.reservation.upserted", event_id, subject=event_id))
             await exchange.publish(aio_pika.Message(body), "core.reservation.upserted")
@@ -69,14 +62,12 @@ async def test_it_hears_core_events_and_counts_repeats(
             await core.wait_for(lambda e: e.type == "core.never", timeout=0.01)
 
 
-@needs_broker
 async def test_commands_are_cloudevents_persistent_and_routed_by_type(
-    channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
+    amqp_url: str, channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
 ) -> None:
-    assert AMQP is not None
     inbox = await channel.declare_queue(exclusive=True)
     await inbox.bind(names[0], "pms.#")
-    async with CorePms(AMQP, exchange=names[0], queue=names[1]) as core:
+    async with CorePms(amqp_url, exchange=names[0], queue=names[1]) as core:
         event_id = await core.publish("pms.booking.cancel", "booking/1", "acme", {"id": 1}, "cancel-1")
         message = await inbox.get(timeout=5)
         with pytest.raises(aio_pika.exceptions.DeliveryError):
@@ -101,14 +92,12 @@ async def test_commands_are_cloudevents_persistent_and_routed_by_type(
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
 
 
-@needs_broker
 async def test_it_listens_again_after_its_queue_was_deleted(
-    channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
+    amqp_url: str, channel: aio_pika.abc.AbstractChannel, names: tuple[str, str]
 ) -> None:
     """The loss that a robust connection sleeps through."""
-    assert AMQP is not None
     exchange = await channel.get_exchange(names[0])
-    async with CorePms(AMQP, exchange=names[0], queue=names[1]) as core:
+    async with CorePms(amqp_url, exchange=names[0], queue=names[1]) as core:
         await channel.queue_delete(names[1])
         body = orjson.dumps(event("core.back", "1"))
         while not core.events:

@@ -1,0 +1,159 @@
+"""Looking at events and dead letters, and what is done about them, by command line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from ops.cli.dlq import _id_of
+from schemas.ids import uuid7
+
+from .conftest import audited, status_of
+
+if TYPE_CHECKING:
+    from .conftest import Cli, Db, Fail
+
+
+async def test_events_are_listed_by_filter(acme: Cli, failed: Fail) -> None:
+    first, _ = await failed()
+    second, _ = await failed(operation="pms.booking.update")
+    ids = [row["id"] for row in (await acme("events", "list", "--json")).document]
+    assert ids == [str(second), str(first)]
+    only = await acme("events", "list", "--status", "failed", "--type", "pms.booking.cancel", "--json")
+    assert [row["id"] for row in only.document] == [str(first)]
+    assert (await acme("events", "list", "--vendor", "nobody", "--json")).document == []
+    page = await acme("events", "list", "--limit", "1")
+    assert f"--before {second}" in page.err
+    assert str(second) in page.out
+    await acme("events", "list", "--status", "lost", code=2)
+
+
+async def test_an_event_is_shown_with_history_and_deliveries(acme: Cli, failed: Fail, db: Db) -> None:
+    id_, _ = await failed()
+    await db.execute(
+        "INSERT INTO event_attempts (event_id, company_id, attempt, outcome, error) VALUES ($1, 'acme', 1, 'park', 'no')",
+        id_,
+    )
+    await db.execute(
+        """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload)
+           VALUES ($1, 'acme', 'beds24-acme', $2, 'outbound', 'pms.booking.cancel', 'child', '{}')""",
+        uuid7(),
+        id_,
+    )
+    shown = (await acme("events", "show", str(id_), "--json")).document
+    assert [one["outcome"] for one in shown["history"]] == ["park"]
+    assert [one["connection_id"] for one in shown["deliveries"]] == ["beds24-acme"]
+    assert "payload" not in shown
+    text = (await acme("events", "show", str(id_))).out
+    assert "history" in text
+    assert "deliveries" in text
+    assert "reservationId" in (await acme("events", "show", str(id_), "--payload")).out
+    assert "not known" in (await acme("events", "show", str(uuid4()), code=1)).err
+
+
+async def test_dead_letters_are_listed_shown_and_counted(acme: Cli, failed: Fail) -> None:
+    await acme("dlq", "stats", "--check")
+    id_, letter = await failed()
+    await failed()
+    await failed(error="bug")
+    assert len((await acme("dlq", "list", "--json")).document) == 3
+    assert len((await acme("dlq", "list", "--error", "unmapped", "--json")).document) == 2
+    assert (await acme("dlq", "list", "--older-than", "1h", "--json")).document == []
+    for either in (id_, letter):
+        assert (await acme("dlq", "show", str(either), "--json")).document["event_id"] == str(id_)
+    groups = (await acme("dlq", "stats", "--check", "--json", code=3)).document
+    assert [group["letters"] for group in groups] == [2, 1]
+    fingerprint = groups[0]["fingerprint"]
+    assert len((await acme("dlq", "list", "--fingerprint", fingerprint, "--json")).document) == 2
+
+
+async def test_requeue_by_event_or_letter(acme: Cli, failed: Fail, db: Db) -> None:
+    one, _ = await failed()
+    two, letter = await failed()
+    told = await acme("dlq", "requeue", str(one), str(letter), "--note", "mapped now")
+    assert "requeued 2" in told.out
+    assert [await status_of(db, id_) for id_ in (one, two)] == ["received", "received"]
+    assert (await audited(db))[-2:] == ["dead_letter.requeue"] * 2
+    again = await acme("dlq", "requeue", str(one), code=1)
+    assert "left as they are" in again.err
+
+
+async def test_an_unknown_id_changes_nothing(acme: Cli, failed: Fail, db: Db) -> None:
+    known, _ = await failed()
+    unknown = uuid4()
+    for words in (("requeue",), ("abandon", "--reason", "x", "--yes")):
+        told = await acme("dlq", *words, str(known), str(unknown), code=1)
+        assert f"{unknown}: not known; nothing was changed" in told.err
+    assert await status_of(db, known) == "failed"
+    await acme("dlq", "requeue", "not-an-id", code=2)
+
+
+async def test_a_dry_run_changes_nothing(acme: Cli, failed: Fail, db: Db) -> None:
+    id_, _ = await failed()
+    before = await audited(db)
+    for words in (("requeue",), ("abandon", "--reason", "x")):
+        told = await acme("dlq", *words, "--vendor", "beds24", "--dry-run", "--json")
+        assert [row["event_id"] for row in told.document] == [str(id_)]
+    assert await status_of(db, id_) == "failed"
+    assert await audited(db) == before
+
+
+async def test_bulk_asks_first(acme: Cli, failed: Fail, db: Db) -> None:
+    """No, and nobody there to answer, both leave everything as it is; without a filter nothing is picked at all."""
+    id_, _ = await failed()
+    bulk = ("dlq", "requeue", "--vendor", "beds24")
+    assert "Requeue 1 dead letter (1 beds24 pms.booking.cancel)?" in (await acme(*bulk, typed="n\n", code=1)).err
+    assert "--yes" in (await acme(*bulk, typed="", code=1)).err
+    assert "--all" in (await acme("dlq", "requeue", code=2)).err
+    assert "not both" in (await acme(*bulk, str(id_), code=2)).err
+    assert await status_of(db, id_) == "failed"
+    await acme(*bulk, typed="y\n")
+    assert await status_of(db, id_) == "received"
+
+
+async def test_bulk_requeue_reaches_all_pages_and_keeps_limit_and_rate(acme: Cli, failed: Fail, db: Db) -> None:
+    for _ in range(5):
+        await failed()
+    told = await acme("dlq", "requeue", "--all", "--limit", "2", "--yes", "--json")
+    assert len(told.document["requeued"]) == 2
+    told = await acme("dlq", "requeue", "--error", "unmapped", "--yes", "--rate", "20", "--json")
+    assert len(told.document["requeued"]) == 3
+    assert await db.fetchval("SELECT count(*) FROM channel_events WHERE status = 'received'") == 5
+
+
+async def test_abandon_needs_a_reason_and_keeps_it(acme: Cli, failed: Fail, db: Db) -> None:
+    id_, letter = await failed()
+    assert "--reason" in (await acme("dlq", "abandon", str(id_), code=2)).err
+    await acme("dlq", "abandon", str(id_), "--reason", "cancelled by phone", "--yes")
+    assert await status_of(db, id_) == "abandoned"
+    row = await db.fetchrow("SELECT status, notes, resolved_by FROM dead_letters WHERE id = $1", letter)
+    assert row is not None
+    assert (row["status"], row["notes"]) == ("abandoned", "cancelled by phone")
+    assert row["resolved_by"].startswith("cli:")
+    assert (await audited(db))[-1] == "dead_letter.abandon"
+    await acme("dlq", "abandon", str(id_), "--reason", "again", "--yes", code=1)
+
+
+async def test_a_letter_without_an_event_can_only_be_abandoned(acme: Cli, db: Db) -> None:
+    id_ = uuid7()
+    await db.execute(
+        """INSERT INTO dead_letters (id, operation, error_class, error_message, fingerprint, attempts, owner)
+           VALUES ($1, 'unknown', 'invalid', 'body: not JSON', 'f', 1, 'pipeline')""",
+        id_,
+    )
+    assert "cannot be requeued" in (await acme("dlq", "requeue", str(id_), code=1)).err
+    await acme("dlq", "abandon", str(id_), "--reason", "noise", "--yes")
+
+
+async def test_a_vendors_text_cannot_steer_the_terminal(acme: Cli, failed: Fail, db: Db) -> None:
+    await failed()
+    await db.execute("UPDATE dead_letters SET error_message = E'bad [red]\\u001b[2Jtext'")
+    out = (await acme("dlq", "list")).out
+    assert "\x1b" not in out
+    assert "bad [red]" in out
+
+
+def test_an_age_is_an_id() -> None:
+    assert _id_of(timedelta(0)).int >> 80 == uuid7().int >> 80 or _id_of(timedelta(hours=-1)) > uuid7()
+    assert _id_of(timedelta(hours=1)) < uuid7()

@@ -1,0 +1,37 @@
+"""Dead letters of what has no event row: the broker's, and messages that nobody could record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from schemas.vocabulary import Fault, Owner
+from store.settle import DeadLetterRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def letter_without_row(
+    event_type: str, company_id: str | None, problem: str, routing: Mapping[str, Any]
+) -> DeadLetterRow:
+    """For what could not become an event row; routing says where it came from."""
+    return DeadLetterRow(
+        event_id=None,
+        company_id=company_id,
+        connection_id=None,
+        vendor=None,
+        queue=None,
+        operation=event_type,
+        entity_type=None,
+        entity_external_id=None,
+        entity_internal_id=None,
+        error_class=Fault.INVALID.value,
+        error_code="not_recorded",
+        error_message=problem,
+        attempts=1,
+        first_attempt_at=None,
+        owner=Owner.TENANT.value,
+        routing=orjson.dumps(dict(routing)).decode(),
+    )
