@@ -8,7 +8,7 @@ from uuid import UUID
 
 from schemas.event import BATCH_CONTENT_TYPE, CONTENT_TYPE, MAX_EVENTS, wake_ups
 
-from .publisher import Outgoing
+from .burst import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

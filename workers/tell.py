@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from schemas.event import CONTENT_TYPE, SOURCE
-from topology.publisher import Outgoing
+from topology.burst import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -151,8 +151,9 @@ async def _check_addressee(event: Event) -> None:
 
 async def _publish(event: Event) -> str:
     from schemas.event import CONTENT_TYPE, encode
+    from topology.burst import Outgoing
     from topology.link import where
-    from topology.publisher import Outgoing, Publisher
+    from topology.publisher import Publisher
 
     await _check_addressee(event)
     settings = session.settings()

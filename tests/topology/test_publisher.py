@@ -12,10 +12,11 @@ from pamqp.frame import marshal
 from tests.topology.conftest import until
 from tests.topology.tcp_proxy import TcpProxy
 from topology.apply import apply
+from topology.burst import Outgoing
 from topology.declared import EVENTS, VendorRoutes
 from topology.declared import topology as declare
 from topology.link import LinkState
-from topology.publisher import FaultKind, Outgoing, Publisher
+from topology.publisher import FaultKind, Publisher
 
 SMALL = declare([VendorRoutes("beds24", ("beds24.#",))])
 JSON = "application/cloudevents+json"

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from topology.declared import (
     DEAD_LETTERS,
     EVENTS,
-    RECENT_QUEUE,
     ROUTER_QUEUE,
+    UNHEARD_QUEUE,
     UNROUTABLE,
     VendorRoutes,
     delivery_key,
@@ -134,7 +134,7 @@ def test_of_the_real_shape_no_key_lands_twice(vendor: str, rest: str) -> None:
         ("pms.booking.create", ROUTER_QUEUE),
         ("deliver.handy.handy.emergency_request", "handy.outbound"),
         ("deliver.nobody.pms.booking.create", UNROUTABLE),
-        ("core.reservation.upserted", RECENT_QUEUE),
+        ("core.reservation.upserted", UNHEARD_QUEUE),
         ("turno.unheard_of", UNROUTABLE),
         ("", UNROUTABLE),
     ],
@@ -179,7 +179,7 @@ def test_arguments_are_those_of_the_rules() -> None:
         "pms.outbound",
         "pms.dlq",
         "pms.unroutable",
-        "core.recent",
+        "core.unheard",
     }
     for name, dead in (("beds24.inbound", "beds24.dlq"), ("handy.outbound", "handy.dlq"), ("pms.outbound", "pms.dlq")):
         assert queues[name] == {
