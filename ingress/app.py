@@ -8,19 +8,42 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .problems import Problem, on_error, on_http_exception, on_problem
+from .problems import Problem, on_error, on_http_exception, on_problem, response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from starlette.requests import Request
-    from starlette.types import Lifespan
+    from starlette.types import Lifespan, Receive, Scope, Send
 
     from .admin import Admin
     from .webhooks import Webhooks
+
+
+class WebhookEndpoint:
+    """The hot path: an ASGI app of its own, past the layers that Starlette puts around a function.
+
+    Every method comes here: the adapter says which are allowed, and a refusal is logged like any other.
+    """
+
+    def __init__(self, webhooks: Webhooks) -> None:
+        self._webhooks = webhooks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        params = scope["path_params"]
+        try:
+            accepted = await self._webhooks.receive(Request(scope, receive), params["vendor"], params["connection_id"])
+        except Problem as problem:
+            await response(problem)(scope, receive, send)
+            return
+        word = "recorded" if accepted.status == 202 else "duplicate"
+        body = orjson.dumps({"status": word, "events": [str(outcome.id) for outcome in accepted.outcomes]})
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": accepted.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def create_app(
@@ -31,17 +54,9 @@ def create_app(
 ) -> Starlette:
     """ready: what must answer for this process to be of use, and whether it does"""
 
-    async def receive(request: Request) -> Response:
-        params = request.path_params
-        accepted = await webhooks.receive(request, params["vendor"], params["connection_id"])
-        ids = [str(outcome.id) for outcome in accepted.outcomes]
-        word = "recorded" if accepted.status == 202 else "duplicate"
-        return Response(orjson.dumps({"status": word, "events": ids}), accepted.status, media_type="application/json")
-
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]  # the adapter says which; a refusal is logged like any other
     return Starlette(
         routes=[
-            Route("/webhooks/{vendor}/{connection_id}", receive, methods=methods),
+            Route("/webhooks/{vendor}/{connection_id}", WebhookEndpoint(webhooks)),
             Route("/admin/events", admin.list_events, methods=["GET"]),
             Route("/admin/events/{id}", admin.show_event, methods=["GET"]),
             Route("/admin/events/{id}/retry", admin.retry_event, methods=["POST"]),

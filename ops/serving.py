@@ -40,6 +40,7 @@ async def serving(app: Starlette, host: str, port: int, *, grace: float = 10.0) 
         log_config=None,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,  # nobody here asks who the caller's caller was
         timeout_graceful_shutdown=max(1, int(grace)),
         timeout_keep_alive=75,
         backlog=2048,
