@@ -198,7 +198,6 @@ CREATE TABLE core_events (
     published_at timestamptz
 );
 CREATE INDEX core_events_unpublished ON core_events (created_at) WHERE published_at IS NULL;
-CREATE INDEX core_events_cause ON core_events (cause_id);
 
 CREATE TABLE outbox (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -323,7 +322,7 @@ CREATE TABLE int_availability (
 );
 
 CREATE TABLE int_mappings (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     company_id text NOT NULL,
     connection_id text NOT NULL,
     external_entity_type text NOT NULL,
@@ -334,9 +333,9 @@ CREATE TABLE int_mappings (
     is_active boolean NOT NULL DEFAULT true,
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (connection_id, external_entity_type, external_entity_id),
-    UNIQUE (connection_id, internal_entity_type, internal_entity_id)
+    -- Also the way from an entity of the core to its connections.
+    UNIQUE (company_id, internal_entity_type, internal_entity_id, connection_id)
 );
-CREATE INDEX int_mappings_internal ON int_mappings (company_id, internal_entity_type, internal_entity_id);
 
 CREATE TABLE sync_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

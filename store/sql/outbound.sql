@@ -70,8 +70,9 @@ RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.en
 SELECT m.connection_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id,
        m.external_entity_id AS external_id
 FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (connection_id, entity_type, internal_id)
-JOIN int_mappings m ON m.connection_id = wanted.connection_id AND m.internal_entity_type = wanted.entity_type
-    AND m.internal_entity_id = wanted.internal_id
+JOIN connections c ON c.id = wanted.connection_id
+JOIN int_mappings m ON m.company_id = c.company_id AND m.internal_entity_type = wanted.entity_type
+    AND m.internal_entity_id = wanted.internal_id AND m.connection_id = c.id
 WHERE m.is_active
 
 -- name: note_own_writes
