@@ -1,0 +1,78 @@
+"""From an error to an outcome, as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapters import errors
+from adapters.port import Repeat
+from schemas.vocabulary import Fault, Owner
+from topology.retry import POLICIES
+from workers.decide import decide
+from workers.outcome import Park, Retry
+
+POLICY = POLICIES["channel_event"]
+
+
+def outcome(error: Exception, attempt: int = 1, repeat: Repeat = Repeat.SAFE) -> Retry | Park:
+    return decide(error, POLICY, attempt=attempt, max_attempts=3, random=lambda: 0.0, repeat=repeat)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (errors.Transient("x"), Fault.TRANSIENT),
+        (errors.RateLimited("x", retry_after=9), Fault.RATE_LIMITED),
+        (errors.Unknown("x"), Fault.UNKNOWN),
+    ],
+)
+def test_what_may_come_out_differently_is_tried_again_until_the_budget_is_used_up(
+    error: errors.AdapterError, fault: Fault
+) -> None:
+    for attempt in (1, 2):
+        found = outcome(error, attempt)
+        assert isinstance(found, Retry)
+        assert found.fault is fault
+    last = outcome(error, 3)
+    assert isinstance(last, Park)
+    assert (last.fault, last.owner) == (fault, Owner.PIPELINE)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (errors.Rejected("x", code="1"), Fault.REJECTED),
+        (errors.Unsupported("x"), Fault.UNSUPPORTED),
+        (errors.Misconfigured("x"), Fault.MISCONFIGURED),
+        (errors.Unauthorized("x"), Fault.MISCONFIGURED),
+        (errors.Unmapped("x"), Fault.UNMAPPED),
+        (errors.Malformed("a.b", "x"), Fault.INVALID),
+    ],
+)
+def test_what_needs_a_person_is_parked_at_once_for_the_tenant(error: errors.AdapterError, fault: Fault) -> None:
+    found = outcome(error)
+    assert isinstance(found, Park)
+    assert (found.fault, found.owner, found.code) == (fault, Owner.TENANT, error.code)
+
+
+def test_a_bug_is_ours_and_its_text_is_not_repeated() -> None:
+    found = outcome(ValueError("the guest is called Long"))
+    assert isinstance(found, Park)
+    assert (found.fault, found.owner) == (Fault.BUG, Owner.PIPELINE)
+    assert "Long" not in found.message
+
+
+def test_the_vendors_retry_after_raises_the_delay_and_never_lowers_it() -> None:
+    later = outcome(errors.RateLimited("x", retry_after=120))
+    sooner = outcome(errors.RateLimited("x", retry_after=0.01))
+    plain = outcome(errors.Transient("x"))
+    assert isinstance(later, Retry)
+    assert isinstance(sooner, Retry)
+    assert isinstance(plain, Retry)
+    assert (later.after, sooner.after) == (120, plain.after)
+
+
+def test_an_unknown_end_that_nobody_can_look_up_is_a_persons() -> None:
+    assert isinstance(outcome(errors.Unknown("x"), repeat=Repeat.ASK), Park)
+    assert isinstance(outcome(errors.Unknown("x"), repeat=Repeat.LOOK_UP), Retry)
+    assert isinstance(outcome(errors.Transient("x"), repeat=Repeat.ASK), Retry)

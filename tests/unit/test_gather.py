@@ -1,0 +1,84 @@
+"""Gathering: nothing waits when nothing is under way, what gathers is one batch, everybody gets their own result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from store.gather import Gather, GatherFull
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = asyncio.Event()
+
+    async def act(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        await self.go.wait()
+        if -1 in items:
+            raise ValueError("a bad item")
+        return [item * 10 for item in items]
+
+
+async def test_what_comes_while_batches_are_under_way_is_the_next_batch() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=1)
+    first = gather.submit(1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    later = [gather.submit(n) for n in (2, 3, 4)]
+    recorder.go.set()
+    assert await first == 10
+    assert [await future for future in later] == [20, 30, 40]
+    assert recorder.batches == [[1], [2, 3, 4]]
+
+
+async def test_a_batch_has_at_most_so_many() -> None:
+    recorder = Recorder()
+    recorder.go.set()
+    gather = Gather(recorder.act, most=3)
+    assert [await future for future in [gather.submit(n) for n in range(8)]] == [n * 10 for n in range(8)]
+    assert [len(batch) for batch in recorder.batches] == [3, 3, 2]
+
+
+async def test_an_error_goes_to_the_callers_of_its_batch_only() -> None:
+    recorder = Recorder()
+    recorder.go.set()
+    gather = Gather(recorder.act)
+    with pytest.raises(ValueError, match="a bad item"):
+        await gather.submit(-1)
+    assert await gather.submit(5) == 50
+
+
+async def test_more_waiting_than_allowed_is_refused_and_nobody_else_suffers() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=1, waiting=2)
+    under_way = gather.submit(1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting = [gather.submit(2), gather.submit(3)]
+    with pytest.raises(GatherFull):
+        gather.submit(4)
+    recorder.go.set()
+    assert [await under_way, *[await future for future in waiting]] == [10, 20, 30]
+
+
+async def test_a_caller_that_went_away_disturbs_nobody() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=1)
+    gone, stays = gather.submit(1), gather.submit(2)
+    gone.cancel()
+    recorder.go.set()
+    assert await stays == 20
+
+
+async def test_drain_waits_for_everything() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=1, most=1)
+    futures = [gather.submit(n) for n in range(3)]
+    recorder.go.set()
+    await gather.drain()
+    assert all(future.done() for future in futures)

@@ -1,0 +1,126 @@
+"""Messages, ids, money, traces, commands: the pure parts."""
+
+from __future__ import annotations
+
+import uuid
+from decimal import Decimal
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.commands import COMMANDS, InvalidCommandError, parse_command
+from schemas.event import MalformedMessageError, decode, encode, wake_ups
+from schemas.ids import uuid7
+from schemas.money import to_decimal, to_minor
+from telemetry.trace import begin
+
+
+def test_wake_ups_are_read_back_single_and_batched() -> None:
+    rows = [(uuid7(), "acme", begin()) for _ in range(3)]
+    assert [event.row_id for event in decode(wake_ups("beds24.booking.created", rows))] == [id_ for id_, _, _ in rows]
+    (one,) = decode(wake_ups("pms.x", [(rows[0][0], "acme", None)]))
+    assert (one.row_id, one.companyid, one.type, one.data) == (rows[0][0], "acme", "pms.x", None)
+    assert decode(encode(one)) == [one]
+
+
+def test_a_foreign_id_is_always_the_same_row_and_differs_by_source() -> None:
+    def event(source: str) -> uuid.UUID:
+        return decode(orjson.dumps({"specversion": "1.0", "id": "order-7", "source": source, "type": "a.b"}))[0].row_id
+
+    assert event("/a") == event("/a") != event("/b")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "Invalid JSON"),
+        (b"\xff", "Invalid JSON"),
+        (b"[]", "empty batch"),
+        (b"{}", "id: Field required"),
+        (b'{"id":"1","source":"s","type":"UPPER"}', "type"),
+        (b'{"id":"1","source":"s","type":"a","specversion":"0.3"}', "specversion"),
+        (b'{"id":"1","source":"s","type":"a","datacontenttype":"text/xml"}', "datacontenttype"),
+        (b"x" * 600_000, "bytes"),
+    ],
+)
+def test_a_message_that_cannot_be_read_says_where(body: bytes, words: str) -> None:
+    with pytest.raises(MalformedMessageError, match=words):
+        decode(body)
+
+
+@settings(derandomize=True, database=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_events_or_malformed(body: bytes) -> None:
+    try:
+        decode(body)
+    except MalformedMessageError:
+        return
+
+
+def test_ids_are_version_7_and_go_forward() -> None:
+    ids = [uuid7() for _ in range(50)]
+    assert {id_.version for id_ in ids} == {7}
+    assert len(set(ids)) == 50
+    assert [id_.int >> 80 for id_ in ids] == sorted(id_.int >> 80 for id_ in ids)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "minor"),
+    [("12.34", "EUR", 1234), ("12", "JPY", 12), ("1.2345", "KWD", 1234), ("0.005", "USD", 0)],
+)
+def test_money(amount: str, currency: str, minor: int) -> None:
+    assert to_minor(Decimal(amount), currency) == minor
+    assert to_minor(to_decimal(minor, currency), currency) == minor
+
+
+def test_a_trace_is_kept_if_it_is_one() -> None:
+    good = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    assert begin(good) == good
+    for bad in (None, "", "x", "00-" + "0" * 32 + "-" + "cd" * 8 + "-01"):
+        assert begin(bad) != bad
+        assert begin(begin(bad)).startswith("00-")
+
+
+CREATE = {"reservationId": "B", "propertyId": "P", "roomTypeId": "R", "checkIn": "2027-01-01", "checkOut": "2027-01-02"}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "data", "words"),
+    [
+        ("pms.unknown", {}, "is not a command"),
+        ("pms.booking.create", [], "JSON object"),
+        ("pms.booking.create", {**CREATE, "checkOut": "2027-01-01"}, "checkOut must be after checkIn"),
+        ("pms.booking.create", {**CREATE, "adults": -1}, "adults"),
+        ("pms.booking.create", {**CREATE, "surprise": 1}, "surprise"),
+        ("pms.booking.create", {**CREATE, "currency": "euro"}, "currency"),
+        ("pms.booking.update", {"reservationId": "B"}, "at least one member"),
+        ("pms.booking.cancel", {}, "reservationId"),
+        ("pms.availability.update", {"propertyId": "P", "roomTypeId": "R", "periods": []}, "periods"),
+        (
+            "pms.availability.update",
+            {
+                "propertyId": "P",
+                "roomTypeId": "R",
+                "periods": [{"first": "2027-01-02", "last": "2027-01-01", "price": 1}],
+            },
+            "last is before first",
+        ),
+    ],
+)
+def test_a_command_that_does_not_fit_names_its_field(event_type: str, data: object, words: str) -> None:
+    with pytest.raises(InvalidCommandError, match=words):
+        parse_command(event_type, data)
+
+
+def test_every_command_says_its_lane_and_its_references() -> None:
+    for event_type, model in COMMANDS.items():
+        members = model.model_fields
+        data = {**CREATE, "adults": 3, "periods": [{"first": "2027-01-01", "last": "2027-01-01", "available": 1}]}
+        from pydantic.alias_generators import to_camel
+
+        fitting = {name: value for name, value in data.items() if name in {to_camel(member) for member in members}}
+        command = parse_command(event_type, fitting)
+        assert command.references()
+        assert command.lane_entity()[1]
