@@ -113,6 +113,20 @@ async def upsert_reservations(
     }
 
 
+async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
+    """Of these, which were not applied: the events whose state is exactly as new as what is stored from another event."""
+    if not rows:
+        return set()
+    columns = zip(
+        *(
+            (row.event_id, *row.key, row.sourced.version.modified_at, row.sourced.version.observed_at)
+            for row in rows
+        ),
+        strict=True,
+    )  # fmt: skip
+    return {found["event_id"] for found in await connection.fetch(_SQL["same_moment"], *columns)}
+
+
 def _reservation_columns(row: ReservationRow, new_id: UUID) -> tuple[Any, ...]:
     r, version, guest = row.sourced.entity, row.sourced.version, row.sourced.entity.guest
     known = guest is not None and guest.is_known()

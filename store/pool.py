@@ -22,9 +22,7 @@ OUTAGES = (
     OSError,
     TimeoutError,
     asyncio.TimeoutError,
-    asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
-    asyncpg.InternalClientError,
     asyncpg.exceptions.OperatorInterventionError,  # shutdown, cannot connect now, cancelled
     asyncpg.exceptions.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.exceptions.TransactionRollbackError,  # deadlock, serialization
@@ -37,8 +35,10 @@ OUTAGES = (
 
 def is_outage(error: BaseException) -> bool:
     """True: nothing was decided about the data; the same transaction may be tried again."""
-    # A wrong argument is an InterfaceError too, but of the client and for good.
-    return isinstance(error, OUTAGES) and not isinstance(error, asyncpg.exceptions.DataError)
+    if isinstance(error, asyncpg.InterfaceError):
+        # The client's own errors have one class for a lost connection and for a wrong argument, which is wrong for good.
+        return "closed" in str(error) or "closing" in str(error)
+    return isinstance(error, OUTAGES)
 
 
 async def open_pool(

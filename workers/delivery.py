@@ -344,8 +344,9 @@ def _finish_row(work: Work, now: datetime) -> FinishRow:
         id=row.id,
         status=end.status.value,
         attempts=row.attempts if end.counted else row.attempts - 1,
-        # What nobody answered stays counted, so that the next attempt asks before it repeats.
-        starts=row.starts if unsure else 0,
+        # What nobody answered is remembered, so that the next attempt asks before it repeats. Only starts that end without
+        # a settle add up to a poison.
+        starts=1 if unsure else 0,
         next_attempt_at=end.next_attempt_at,
         error_class=end.fault,
         last_error=end.message,

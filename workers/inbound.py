@@ -63,6 +63,15 @@ class Work:
     vendor: str
     started_at: datetime
     outcome: Outcome | Hint | None = None
+    fetched: bool = False  # its state came from the vendor's API, not from the fact
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """told: results to publish; unsure: works that were left open, because only the vendor knows its present state."""
+
+    told: list[CoreEventRow]
+    unsure: list[Work]
 
 
 class InboundStage:
@@ -92,6 +101,18 @@ class InboundStage:
                 work.outcome = self._interpret(work)
         await self._mark_echoes(works)
         await self._fetch([work for work in works if isinstance(work.outcome, Hint)])
+        unsure = await self._settle(works)
+        if unsure:
+            await self._ask_about(unsure)
+
+    async def _ask_about(self, works: Sequence[Work]) -> None:
+        """Two changes in one second of the vendor's clock: its present state is the only judge."""
+        for work in works:
+            work.outcome = Hint(EntityType(work.row.entity_type), work.row.entity_external_id)
+        await self._fetch(works)
+        for work in works:
+            if isinstance(work.outcome, Park) and work.outcome.fault is Fault.MISCONFIGURED:
+                work.outcome = Skip("as new as the stored state, and no credentials to ask the vendor with")
         await self._settle(works)
 
     async def process_alone(self, event: Event) -> None:
@@ -228,43 +249,43 @@ class InboundStage:
             hint = work.outcome
             effects = found.get(hint) if isinstance(hint, Hint) else None
             work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
+            work.fetched = True
 
     # ------------------------------------------------------------------ settle
 
-    async def _settle(self, works: Sequence[Work]) -> None:
+    async def _settle(self, works: Sequence[Work]) -> list[Work]:
+        """returns the works that could not be settled without asking the vendor"""
         if not works:
-            return
-        told = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell([row for batch in told for row in batch])
+            return []
+        batches = await commit(works, self._commit, self._park_alone)
+        await self._teller.tell([row for batch in batches for row in batch.told])
+        return [work for batch in batches for work in batch.unsure]
 
-    async def _commit(self, works: Sequence[Work]) -> list[CoreEventRow]:
+    async def _commit(self, works: Sequence[Work]) -> _Settled:
         async with self._pool.acquire() as connection, connection.transaction():
             return await self._write(connection, works)
 
-    async def _park_alone(self, work: Work, error: Exception) -> list[CoreEventRow]:
+    async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """The row that the database refuses."""
         work.outcome = Park(
             Fault.INVALID, f"the database refuses it: {type(error).__name__}", Owner.PIPELINE, type(error).__name__
         )
         return await self._commit([work])
 
-    async def _write(self, connection: Connection, works: Sequence[Work]) -> list[CoreEventRow]:
+    async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
         open_ids = await store.lock_open(connection, [work.row.id for work in works])
         works = [work for work in works if work.row.id in open_ids]
         if not works:
-            return []
-        applied = await store.upsert_reservations(
-            connection,
-            [
-                store.ReservationRow(
-                    work.row.company_id, work.row.connection_id, work.row.id, work.known.cipher, sourced
-                )
-                for work in works
-                if work.known is not None
-                for sourced in _effects(work).reservations
-            ],
-            uuid7,
-        )
+            return _Settled([], [])
+        states = [row for work in works for row in _reservation_rows(work)]
+        applied = await store.upsert_reservations(connection, states, uuid7)
+        fetched = {work.row.id for work in works if work.fetched}
+        behind = [row for row in states if (row.event_id, row.key[1]) not in applied and row.event_id not in fetched]
+        doubtful = await store.same_moment(connection, behind)
+        unsure = [work for work in works if work.row.id in doubtful]
+        works = [work for work in works if work.row.id not in doubtful]
+        if not works:
+            return _Settled([], unsure)
         nights = await store.upsert_availability(
             connection,
             [
@@ -299,7 +320,17 @@ class InboundStage:
             ],
         )
         _observe(works, finals, self._now())
-        return told
+        return _Settled(told, unsure)
+
+
+def _reservation_rows(work: Work) -> list[store.ReservationRow]:
+    if work.known is None:
+        return []
+    row, cipher = work.row, work.known.cipher
+    return [
+        store.ReservationRow(row.company_id, row.connection_id, row.id, cipher, sourced)
+        for sourced in _effects(work).reservations
+    ]
 
 
 def _effects(work: Work) -> Effects:

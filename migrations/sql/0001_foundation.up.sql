@@ -109,6 +109,7 @@ CREATE TABLE channel_events (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
         autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_cost_limit = 2000);
 
+CREATE UNIQUE INDEX channel_events_seq ON channel_events (seq); -- newest first; ids of services' own making do not tell
 -- One partial index for each look of the relay: each stays as small as the open work is.
 CREATE INDEX channel_events_unpublished ON channel_events (received_at) WHERE status = 'received' AND published_at IS NULL;
 CREATE INDEX channel_events_stale ON channel_events (published_at) WHERE status = 'received' AND published_at IS NOT NULL;
@@ -116,7 +117,7 @@ CREATE INDEX channel_events_due ON channel_events (next_attempt_at) WHERE status
 CREATE INDEX channel_events_leased ON channel_events (lease_until) WHERE status = 'processing';
 CREATE INDEX channel_events_lane ON channel_events (lane, seq)
     WHERE lane IS NOT NULL AND status IN ('received', 'processing', 'retrying', 'failed');
-CREATE INDEX channel_events_failed ON channel_events (id) WHERE status = 'failed';
+CREATE INDEX channel_events_failed ON channel_events (seq) WHERE status = 'failed';
 CREATE INDEX channel_events_parent ON channel_events (parent_id) WHERE parent_id IS NOT NULL;
 
 CREATE TABLE event_attempts (

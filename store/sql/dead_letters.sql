@@ -38,7 +38,8 @@ WITH letter AS (
 )
 UPDATE channel_events e
 SET status = 'received', attempts = 0, next_attempt_at = NULL, published_at = NULL, processed_at = NULL,
-    lease_until = NULL, max_attempts = GREATEST(e.max_attempts, 1)
+    lease_until = NULL,
+    starts = LEAST(e.starts, 1) -- not a poison any more, but what nobody answered is still asked before it is repeated
 WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('failed', 'abandoned')
 RETURNING e.id, e.company_id
 

@@ -86,6 +86,15 @@ FROM applied a
 LEFT JOIN int_mappings m ON m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
     AND m.external_entity_id = a.external_id
 
+-- name: same_moment
+-- Of these states that did not pass the fence, those that are exactly as new as the stored one, which came by another
+-- event: the vendor's clock does not tell which of the two is its present state.
+SELECT g.event_id FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
+    AS g (event_id, connection_id, external_id, source_version, observed_at)
+JOIN int_reservations r ON r.connection_id = g.connection_id AND r.external_id = g.external_id
+    AND r.source_version = g.source_version AND r.observed_at = g.observed_at
+WHERE r.source_event <> g.event_id
+
 -- name: upsert_availability
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::date[], $6::int[], $7::bigint[],

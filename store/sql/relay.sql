@@ -56,7 +56,9 @@ SELECT id, company_id, event_type, subject, connection_id, payload::text AS payl
 WHERE taken_at IS NULL ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED
 
 -- name: outbox_taken
-UPDATE outbox o SET taken_at = clock_timestamp(), event_id = g.event_id, error = g.error
+-- The event has the payload now, its personal part sealed; here it would stay readable. What was refused is its writer's.
+UPDATE outbox o SET taken_at = clock_timestamp(), event_id = g.event_id, error = g.error,
+    payload = CASE WHEN g.event_id IS NULL THEN o.payload ELSE '{}' END
 FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS g (id, event_id, error) WHERE o.id = g.id
 
 -- name: vendors

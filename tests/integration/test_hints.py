@@ -122,3 +122,31 @@ async def test_an_inventory_webhook_brings_the_calendar(whole: World) -> None:
     await whole.all_settled()
     nights = await whole.db.fetchval("SELECT count(*) FROM int_availability WHERE external_room_type_id = '713992'")
     assert nights >= 300
+
+
+async def test_two_changes_in_one_second_end_at_the_vendors_present_state(whole: World) -> None:
+    """Beds24's clock has whole seconds: what it cannot tell apart, only its API can."""
+    booking = book(whole)
+    first = whole.sim.account.webhook_body(booking["id"])
+    second = whole.sim.account.webhook_body(booking["id"])
+    second["booking"]["numAdult"] = 5
+    booking["numAdult"] = 5  # the vendor's present state, within the same second
+    for body in (second, first):
+        assert (await whole.webhook(body)).status_code == 202
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT adults FROM int_reservations") == 5
+    assert fetches(whole) == 1
+    assert await whole.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_two_changes_in_one_second_without_credentials_are_no_dead_letter(whole: World) -> None:
+    await whole.db.execute("DELETE FROM secrets WHERE name <> 'webhook_secret'")
+    booking = book(whole)
+    first = whole.sim.account.webhook_body(booking["id"])
+    second = whole.sim.account.webhook_body(booking["id"])
+    second["booking"]["numAdult"] = 5
+    for body in (first, second):
+        assert (await whole.webhook(body)).status_code == 202
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert await whole.db.fetchval("SELECT count(*) FROM channel_events WHERE last_error LIKE 'as new as%'") == 1

@@ -206,3 +206,33 @@ async def test_one_trace_from_the_webhook_to_its_result(world: World, core: Core
     assert await world.db.fetchval("SELECT trace FROM channel_events WHERE direction = 'inbound'") == trace
     assert "guest" not in orjson.dumps(told.data["reservation"]).decode()
     assert body["booking"]["lastName"] not in orjson.dumps(told.data).decode()
+
+
+async def test_a_create_that_failed_unknown_is_requeued_and_looked_up_first(world: World, core: CorePms) -> None:
+    """Three times 500 leaves it open whether it was done; the requeue asks, and it is no poison."""
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /bookings", count=3, commit=True))
+    await create(core, "B-13")
+    for round_ in range(2):
+        found = await core.wait_for(lambda e: e.type.startswith("core.command."), timeout=30)
+        if found.type == "core.command.succeeded" or round_:
+            break
+        from store.dead_letters import requeue
+
+        failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
+        await requeue(world.db, [failed], "test")
+        await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    assert len(world.sim.account.bookings) == 1
+    assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE error_class = 'poison'") == 0
+
+
+async def test_a_requeued_create_that_was_never_done_is_done_once(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="*", count=None, skip=1))
+    await create(core, "B-14")
+    await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
+    world.sim.faults.clear()
+    from store.dead_letters import requeue
+
+    failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
+    await requeue(world.db, [failed], "test")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    assert len(world.sim.account.bookings) == 1
