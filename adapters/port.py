@@ -157,6 +157,8 @@ class Effects:
 
 # ------------------------------------------------------------------------------------------------ outbound
 
+MARKER = "staybus:"  # how every marker begins that we leave at a vendor
+
 
 @dataclass(frozen=True, slots=True)
 class Command:

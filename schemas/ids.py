@@ -6,10 +6,18 @@ import os
 import time
 import uuid
 
+_POOL = 4096  # bytes of randomness fetched at a time: a system call an id would cost more than the rest of it
+_random = b""
+_used = 0
+
 
 def uuid7() -> uuid.UUID:
-    millis = time.time_ns() // 1_000_000
-    value = int.from_bytes(millis.to_bytes(6, "big") + os.urandom(10), "big")
+    global _random, _used  # noqa: PLW0603 - a buffer, of one thread
+    if _used + 10 > len(_random):
+        _random, _used = os.urandom(_POOL), 0
+    tail = _random[_used : _used + 10]
+    _used += 10
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(tail, "big")
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return uuid.UUID(int=value)

@@ -46,7 +46,7 @@ class Cipher:
             raise SealError("unknown form of sealed value")
         try:
             return self._aead.decrypt(sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :], self._context)
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # altered, or cut off
             raise SealError("a sealed value cannot be opened with this key") from error
 
     def seal(self, document: Mapping[str, Any]) -> bytes | None:

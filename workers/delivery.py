@@ -17,12 +17,12 @@ from uuid import UUID
 import orjson
 
 from adapters.errors import AdapterError, Misconfigured, Unknown, Unmapped, Unsupported
-from adapters.port import Command, Repeat, Reply
+from adapters.port import MARKER, Command, Repeat, Reply
 from schemas.commands import CommandData, InvalidCommandError, parse_command
 from schemas.vocabulary import EventStatus, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.gather import Gather
-from store.seal import join
+from store.seal import SealError, join
 from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
@@ -55,7 +55,6 @@ _log = logging.getLogger(__name__)
 
 LEASE = 120.0  # seconds; the relay takes over a lease that ran out
 CALL = 90.0  # all calls of one attempt end before the lease does, with time left to settle
-MARKER = "staybus:"
 
 
 @dataclass(slots=True)
@@ -67,6 +66,9 @@ class Work:
     outcome: Outcome | None = None
     budget: Budget | None = None
     external_id: str | None = None
+    # An earlier start was never answered, or its end is not known: until a look-up or an answer says otherwise, what was
+    # meant may have happened. Carried over every outcome that does not say.
+    doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class DeliveryStage:
             async with self._pool.acquire() as connection:
                 return await store.claim(connection, list(dict.fromkeys(ids)), self._worker, LEASE)
 
-        works = {row.id: Work(row, self._now()) for row in await outlast(lease)}
+        works = {row.id: Work(row, self._now(), doubt=row.starts > 1) for row in await outlast(lease)}
         for work in works.values():
             await self._prepare(work)
         runnable = [work for work in works.values() if work.outcome is None and work.command is not None]
@@ -135,25 +137,31 @@ class DeliveryStage:
     async def _prepare(self, work: Work) -> None:
         """The command as data; whatever stands against running it becomes the outcome."""
         row = work.row
-        known = work.known = await outlast(lambda: self._directory.get(row.connection_id))
+        work.known = await outlast(lambda: self._directory.get(row.connection_id))
+        if row.starts > MAX_STARTS:
+            problem = f"started {row.starts - 1} times and never ended"
+            work.outcome = Park(Fault.POISON, problem, owner_of(Fault.POISON), "poison")
+            return
         try:
-            if known is None:
-                raise Misconfigured(f"connection: {row.connection_id} is gone", code="no_connection")
-            adapter = self._sessions.adapter(known.connection.vendor)
-            if row.event_type not in adapter.manifest.commands:
-                raise Unsupported(f"{adapter.manifest.title} does not take {row.event_type}")
-            if row.starts > MAX_STARTS:
-                work.outcome = Park(
-                    Fault.POISON, f"started {row.starts - 1} times and never ended", owner_of(Fault.POISON), "poison"
-                )
-                return
-            data = parse_command(row.event_type, join(orjson.loads(row.payload), known.cipher.open(row.sealed)))
-            work.command = Command(row.id, row.event_type, row.idempotency_key, f"{MARKER}{row.id}", data, {})
-            work.outcome = self._wait_for_budget(work, adapter)
+            adapter, work.command = self._understand(row, work.known)
         except InvalidCommandError as error:
             work.outcome = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
-        except AdapterError as error:
+        except SealError as error:
+            work.outcome = Park(Fault.MISCONFIGURED, f"key file: {error}", Owner.PIPELINE, "sealed")
+        except Exception as error:  # noqa: BLE001 - one row that cannot be prepared must not fail the claims beside it
             work.outcome = self._failed(work, error)
+        else:
+            work.outcome = self._wait_for_budget(work, adapter)
+
+    def _understand(self, row: Claimed, known: Known | None) -> tuple[Adapter, Command]:
+        """raises AdapterError, InvalidCommandError, SealError"""
+        if known is None:
+            raise Misconfigured(f"connection: {row.connection_id} is gone", code="no_connection")
+        adapter = self._sessions.adapter(known.connection.vendor)
+        if row.event_type not in adapter.manifest.commands:
+            raise Unsupported(f"{adapter.manifest.title} does not take {row.event_type}")
+        data = parse_command(row.event_type, join(orjson.loads(row.payload), known.cipher.open(row.sealed)))
+        return adapter, Command(row.id, row.event_type, row.idempotency_key, f"{MARKER}{row.id}", data, {})
 
     def _wait_for_budget(self, work: Work, adapter: Adapter) -> Defer | None:
         """Bookings may use the last units, rates and availability leave the reserve to them."""
@@ -199,16 +207,18 @@ class DeliveryStage:
         began = time.monotonic()
         try:
             _all_mapped(command)
-            # An unanswered start, or an end that nobody knows: what was meant may have happened.
-            unsure = row.starts > 1 or row.error_class == Fault.UNKNOWN.value
             async with asyncio.timeout(CALL):
-                reply = await _ask_or_execute(session, command, repeat if unsure else Repeat.SAFE)
+                reply = await _ask_or_execute(session, work, command, repeat)
         except TimeoutError:
             seconds = time.monotonic() - began
+            work.doubt = True
             return self._failed(work, Unknown(f"{row.event_type}: no answer within {seconds:.0f} s"))
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes an outcome
-            if not isinstance(error, AdapterError):
+            if isinstance(error, Unknown):
+                work.doubt = True
+            elif not isinstance(error, AdapterError):
                 _log.exception("adapter failed", extra=about(**_ids(work)))
+                work.doubt = True  # who knows how far it came
             return self._failed(work, error)
         finally:
             work.budget = session.budget
@@ -297,12 +307,16 @@ class DeliveryStage:
         )
 
 
-async def _ask_or_execute(session: VendorSession, command: Command, repeat: Repeat) -> Reply:
-    """repeat: what to do about an earlier call that was not answered; SAFE where there was none."""
-    if repeat is Repeat.ASK:
+async def _ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:
+    if work.doubt and repeat is Repeat.LOOK_UP:
+        found = await session.adapter.find(session, command)
+        if found is not None:
+            return found
+        work.doubt = False  # the vendor says that it has not happened
+    # The first attempt of a budget after a doubt comes from a person's requeue: they have looked.
+    if work.doubt and repeat is Repeat.ASK and work.row.attempts > 1:
         raise Unknown("the call before this one was not answered; only a person can tell whether it was done")
-    found = await session.adapter.find(session, command) if repeat is Repeat.LOOK_UP else None
-    return found or await session.adapter.execute(session, command)
+    return await session.adapter.execute(session, command)
 
 
 def _with_ids(command: Command, connection_id: str, found: Mapping[tuple[str, str, str], str]) -> Command:
@@ -338,15 +352,14 @@ def _finish_row(work: Work, now: datetime) -> FinishRow:
     if outcome is None:
         raise AssertionError("a delivery reached settle without an outcome")
     end = ending(outcome, now)
-    unsure = isinstance(outcome, Retry | Park) and outcome.fault is Fault.UNKNOWN
     reply = outcome.result if isinstance(outcome, Done) and isinstance(outcome.result, Reply) else None
     return FinishRow(
         id=row.id,
         status=end.status.value,
         attempts=row.attempts if end.counted else row.attempts - 1,
-        # What nobody answered is remembered, so that the next attempt asks before it repeats. Only starts that end without
-        # a settle add up to a poison.
-        starts=1 if unsure else 0,
+        # A doubt is remembered, so that the next attempt asks before it repeats. Only starts that end without a settle add up
+        # to a poison.
+        starts=1 if work.doubt and not isinstance(outcome, Done) else 0,
         next_attempt_at=end.next_attempt_at,
         error_class=end.fault,
         last_error=end.message,

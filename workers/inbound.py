@@ -17,7 +17,7 @@ import orjson
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
-from schemas.event import encode
+from schemas.event import SOURCE
 from schemas.ids import uuid7
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
@@ -29,7 +29,7 @@ from telemetry.logs import about
 from . import results
 from .decide import decide, owner_of
 from .echo import is_echo
-from .letters import letter_without_row
+from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
 from .persist import commit, outlast
 
@@ -142,26 +142,15 @@ class InboundStage:
         if len(rows) < len(ids):
             await self._bury_strangers([event for event in events if event.row_id not in rows])
         now = self._now()
-        works = []
-        for id_ in ids:
-            row = rows.get(id_)
-            if row is not None and row.status in _OPEN:
-                known = await self._directory.get(row.connection_id)
-                works.append(Work(row, known, row.event_type.partition(".")[0], now))
-        return works
+        found = [rows[id_] for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
+        known = {id_: await self._directory.get(id_) for id_ in {row.connection_id for row in found}}
+        return [Work(row, known[row.connection_id], row.event_type.partition(".")[0], now) for row in found]
 
     async def _bury_strangers(self, events: Sequence[Event]) -> None:
         """Facts come by webhook. One that somebody published is kept whole, for whoever sent it the wrong way."""
         _log.warning("events without a row", extra=about(count=len(events)))
-        letters = []
-        for event in events:
-            if event.data is not None:
-                letter = letter_without_row(
-                    event.type, None, "type: vendors' facts are recorded from their webhooks, not from the exchange",
-                    {"id": event.id, "source": event.source},
-                )  # fmt: skip
-                letter.sealed = self._directory.installation.seal_bytes(encode(event))
-                letters.append(letter)
+        problem = "type: vendors' facts are recorded from their webhooks, not from the exchange"
+        letters = [stranger(event, problem, self._directory.installation) for event in events if event.source != SOURCE]
         if letters:
             async with self._pool.acquire() as connection:
                 await bury(connection, letters)

@@ -6,11 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from schemas.event import encode
 from schemas.vocabulary import Fault, Owner
 from store.settle import DeadLetterRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from schemas.event import Event
+    from store.seal import Cipher
+
+
+def stranger(event: Event, problem: str, installation: Cipher) -> DeadLetterRow:
+    """An event that can have no row: kept whole, sealed for the installation, since it may belong to nobody."""
+    letter = letter_without_row(event.type, None, problem, {"id": event.id, "source": event.source})
+    letter.sealed = installation.seal_bytes(encode(event))
+    return letter
 
 
 def letter_without_row(

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from schemas.commands import BookingCreate, CommandData, InvalidCommandError, parse_command
-from schemas.event import encode
+from schemas.event import SOURCE
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.inbound import lock_open
 from store.outbound import CommandRow, LoadedCommand, lane_prefix
-from store.seal import join, split
+from store.seal import SealError, join, split
 from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
@@ -29,7 +29,7 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
-from .letters import letter_without_row
+from .letters import letter_without_row, stranger
 from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from store.directory import Directory
     from store.marks import Marks
     from store.pool import Connection, Pool
-    from store.seal import Cipher
     from topology.publisher import Publisher
     from topology.retry import RetryPolicy
 
@@ -117,7 +116,8 @@ class RouterStage:
         self._now = now
 
     async def process(self, events: Sequence[Event]) -> None:
-        await self._adopt([event for event in events if event.data is not None])
+        # Our own wake-ups name rows that are there; whatever else comes is a command to record.
+        await self._adopt([event for event in events if event.data is not None or event.source != SOURCE])
         ids = list(dict.fromkeys(event.row_id for event in events))
 
         async def load() -> list[Routed]:
@@ -147,8 +147,9 @@ class RouterStage:
         rows, lost = [], []
         for event in events:
             cipher = await outlast(lambda e=event: self._directory.cipher(e.companyid or ""))  # type: ignore[misc]
-            if cipher is None:
-                lost.append(_homeless(event, self._directory.installation))
+            problem = _problem(event, known=cipher is not None)
+            if cipher is None or problem is not None:
+                lost.append(stranger(event, str(problem), self._directory.installation))
             else:
                 rows.append(command_row(event.row_id, str(event.companyid), event, cipher.seal))
 
@@ -181,6 +182,8 @@ class RouterStage:
             command.data = parse_command(row.event_type, join(orjson.loads(row.payload), cipher.open(row.sealed)))
         except InvalidCommandError as error:
             command.park = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
+        except SealError as error:
+            command.park = Park(Fault.MISCONFIGURED, f"key file: {error}", Owner.PIPELINE, "sealed")
 
     async def _target(self, commands: Sequence[Routed]) -> None:
         """Which connections have the entity: by mapping, or because commands about it are under way there."""
@@ -365,12 +368,15 @@ def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
     )
 
 
-def _homeless(event: Event, installation: Cipher) -> DeadLetterRow:
-    """A command without a company that exists: it can have no row; it is kept whole, sealed for the installation."""
-    problem = "companyid: missing" if event.companyid is None else f"companyid: {event.companyid} does not exist"
-    letter = letter_without_row(event.type, None, problem, {"id": event.id, "source": event.source})
-    letter.sealed = installation.seal_bytes(encode(event))
-    return letter
+def _problem(event: Event, *, known: bool) -> str | None:
+    """Why an event can have no row, or None."""
+    if event.companyid is None:
+        return "companyid: missing"
+    if not known:
+        return f"companyid: {event.companyid} does not exist"
+    if event.data is None:
+        return "data: missing; a command carries its data as a JSON object"
+    return None
 
 
 def _refused(row: CommandRow, error: Exception) -> DeadLetterRow:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.documents import PersonalPaths, without_card_data
 from adapters.errors import Malformed, Misconfigured, Unmapped, Unsupported
-from adapters.port import Command, Effects, Hint, Recorded
+from adapters.port import MARKER, Command, Effects, Hint, Recorded
 from schemas.commands import AvailabilityUpdate, BookingCancel, BookingCreate, BookingUpdate, CommandData
 from schemas.connection import Connection
 from schemas.entities import Availability, Guest, Reservation, Sourced, Version
@@ -19,8 +19,6 @@ from schemas.vocabulary import EntityType, ReservationStatus
 from .manifest import MANIFEST
 from .webhook import HINTED, INVENTORY, without_tokens
 from .wire import Booking, read_booking, read_calendar, read_days, read_moment
-
-MARKER = "staybus:"  # how every `Command.marker` begins; what else stands in apiReference is a channel's
 
 STATUSES: Mapping[str, ReservationStatus] = {
     "confirmed": ReservationStatus.CONFIRMED,

@@ -236,3 +236,35 @@ async def test_a_requeued_create_that_was_never_done_is_done_once(world: World, 
     await requeue(world.db, [failed], "test")
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
+
+
+async def test_a_doubt_outlives_a_look_up_that_fails(world: World, core: CorePms) -> None:
+    """The create was done and not answered; then the look-up fails too: the next attempt must look up again."""
+    world.sim.faults.add(Fault(FaultKind.TIMEOUT_AFTER_COMMIT, operation="POST /bookings", close=True))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="GET /bookings"))
+    await create(core, "B-15")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=30)
+    assert len(world.sim.account.bookings) == 1
+    calls = [call.operation for call in world.sim.account.calls if "bookings" in call.operation]
+    assert calls == ["POST /bookings", "GET /bookings", "GET /bookings"]
+
+
+async def test_a_command_without_data_is_a_dead_letter_and_not_silence(world: World, core: CorePms) -> None:
+    await core.publish("pms.booking.create", "x", COMPANY, None, "k-1")
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    assert "data: missing" in await world.db.fetchval("SELECT error_message FROM dead_letters")
+
+
+async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipeline(
+    world: World, core: CorePms
+) -> None:
+    await create(core, "B-16")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    id_ = await world.db.fetchval("SELECT id FROM channel_events WHERE parent_id IS NULL")
+    await world.db.execute(
+        "UPDATE channel_events SET status = 'received', published_at = NULL, sealed = '\\x0102' WHERE id = $1", id_
+    )
+    await world.until("SELECT status FROM channel_events WHERE id = $1", id_, equals="failed")
+    letter = await world.db.fetchrow("SELECT owner, error_message FROM dead_letters")
+    assert letter["owner"] == "pipeline"
+    assert "key file" in letter["error_message"]

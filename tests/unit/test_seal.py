@@ -76,3 +76,9 @@ def test_join_undoes_split_and_split_leaves_its_argument_alone(document: dict[st
             place = place[step]
         assert name not in place
     assert join(readable, personal) == document
+
+
+@pytest.mark.parametrize("sealed", [b"", b"\x01", b"\x01\x02", b"\x02" + b"x" * 40, b"\x01" + b"x" * 40])
+def test_what_was_cut_or_altered_is_a_seal_error_and_nothing_else(sealed: bytes) -> None:
+    with pytest.raises(SealError):
+        Cipher(KEY, "acme").open_bytes(sealed)
