@@ -42,23 +42,32 @@ async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="staybus, all processes on this machine, load generator included")
-    columns = ("load", "202/s", "done/s", "ack p50/p99 ms", "done p50/p99 ms", "CPU us/event", "MiB", "lost", "foreign")
+    shown = Table(title="staybus: all processes, servers and the load on this machine")
+    columns = ("load", "202/s", "done/s", "202 ms p50/p99", "done ms p50/p99", "CPU us", "lost", "foreign")
     for column in columns:
-        shown.add_column(column, justify="left" if column == "load" else "right", overflow="fold")
+        shown.add_column(column, justify="left" if column == "load" else "right", no_wrap=True)
     for r in results:
-        cpu = " + ".join(f"{name[:4]} {value:.0f}" for name, value in r.cpu.items())
         shown.add_row(
             r.name,
             f"{r.ingest_rate:,.0f}",
             f"{r.done_rate:,.0f}",
             f"{r.ack[0] * 1e3:.1f} / {r.ack[1] * 1e3:.1f}",
             f"{r.latency[0] * 1e3:.1f} / {r.latency[1] * 1e3:.1f}",
-            f"{sum(r.cpu.values()):.0f} = {cpu}",
-            ", ".join(f"{name[:4]} {value:.0f}" for name, value in r.memory.items()),
+            f"{sum(r.cpu.values()):,.0f}",
             str(r.accepted - r.done),
             f"{r.foreign:.0%}",
         )
+    return shown
+
+
+def by_process(burst: Result) -> Table:
+    """The burst's cost, split: where the time goes is what to work on."""
+    shown = Table(title="the burst, by process")
+    shown.add_column("")
+    for name in burst.cpu:
+        shown.add_column(name, justify="right")
+    shown.add_row("CPU us/event", *(f"{value:.0f}" for value in burst.cpu.values()))
+    shown.add_row("MiB", *(f"{burst.memory[name]:.0f}" for name in burst.cpu))
     return shown
 
 
