@@ -5,8 +5,8 @@ Ids are the core's own: mappings turn them into each vendor's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -34,6 +34,10 @@ class CommandData(BaseModel):
 
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         """The internal ids that must be mapped before the vendor can be told."""
+        raise NotImplementedError
+
+    def over(self, older: Self) -> Self:
+        """This command with what an older, unsent one says beside it: only asked of commands that supersede."""
         raise NotImplementedError
 
 
@@ -122,10 +126,39 @@ class AvailabilityUpdate(CommandData):
     currency: Currency | None = None
 
     def lane_entity(self) -> tuple[EntityType, str]:
-        return EntityType.AVAILABILITY, self.room_type_id
+        # Prices in two currencies cannot be merged into one command, so they are two lanes.
+        return EntityType.AVAILABILITY, f"{self.room_type_id}/{self.currency}" if self.currency else self.room_type_id
 
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)
+
+    def over(self, older: Self) -> Self:
+        """Night by night and member by member: what this one does not say, the older one still says."""
+        nights = _nights(older)
+        for night, said in _nights(self).items():
+            nights[night] = {**nights.get(night, {}), **said}
+        return self.model_copy(update={"periods": tuple(_periods(nights))})
+
+
+def _nights(command: AvailabilityUpdate) -> dict[date, dict[str, int]]:
+    nights: dict[date, dict[str, int]] = {}
+    for period in command.periods:
+        said = period.model_dump(include={"available", "price", "min_stay"}, exclude_none=True)
+        for offset in range((period.last - period.first).days + 1):
+            night = period.first + timedelta(days=offset)
+            nights[night] = {**nights.get(night, {}), **said}
+    return nights
+
+
+def _periods(nights: Mapping[date, dict[str, int]]) -> Iterator[Period]:
+    """Neighbouring nights that say the same become one period."""
+    first: date | None = None
+    for night in sorted(nights):
+        first = first or night
+        following = night + timedelta(days=1)
+        if nights.get(following) != nights[night]:
+            yield Period(first=first, last=night, **nights[night])
+            first = None
 
 
 C = TypeVar("C", bound=CommandData)

@@ -140,6 +140,20 @@ async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease:
     return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease)]
 
 
+async def older_in_lane(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, list[tuple[UUID, str]]]:
+    """Claimed delivery → (id, payload) of the older ones that wait in its lane, newest of them first."""
+    found: dict[UUID, list[tuple[UUID, str]]] = {}
+    for row in await connection.fetch(_SQL["older_in_lane"], ids):
+        found.setdefault(row["newest"], []).append((row["id"], row["payload"]))
+    return found
+
+
+async def supersede(connection: Connection, rows: Sequence[tuple[UUID, UUID]]) -> None:
+    """rows: (the older delivery, the newer one that said it too)"""
+    if rows:
+        await connection.execute(_SQL["supersede"], *_columns(rows, 2))
+
+
 async def external_ids(
     connection: Connection, wanted: Sequence[tuple[str, str, str]]
 ) -> dict[tuple[str, str, str], str]:

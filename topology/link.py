@@ -24,6 +24,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.exceptions import AMQPError, ChannelClosed
+from yarl import URL
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,15 @@ async def connect(url: str, *, name: str, tls: ssl.SSLContext | None = None) -> 
     """A plain connection, shown to the broker's operators as `name`. Raises AMQPError, OSError, TimeoutError."""
     if "heartbeat" not in parse_qs(urlsplit(url).query):
         url = f"{url}{'&' if urlsplit(url).query else '?'}heartbeat={HEARTBEAT}"
-    return await aio_pika.connect(url, ssl_context=tls, client_properties={"connection_name": name})
+    # Not aio_pika.connect(): its connection that could not connect is never closed, and closes itself at some later collection
+    # of garbage, in whatever is running then.
+    connection = aio_pika.Connection(URL(url), ssl_context=tls, client_properties={"connection_name": name})
+    try:
+        await connection.connect()
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 @contextmanager
@@ -262,6 +271,9 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._close(connection)
+            if not connection.is_closed:
+                # The first close failed on what was broken and took it away; this one only notes the end.
+                await self._close(connection)
 
     async def _close(self, closable: AbstractChannel | AbstractConnection) -> None:
         # Closing what is already broken fails in as many ways as there are to break; the broker closes its side by itself.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -69,6 +69,7 @@ class Work:
     # An earlier start was never answered, or its end is not known: until a look-up or an answer says otherwise, what was
     # meant may have happened. Carried over every outcome that does not say.
     doubt: bool = False
+    absorbed: list[UUID] = field(default_factory=list)  # older commands of the lane that this one says too
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class DeliveryStage:
         works = {row.id: Work(row, self._now(), doubt=row.starts > 1) for row in await outlast(lease)}
         for work in works.values():
             await self._prepare(work)
+        await self._absorb([work for work in works.values() if work.row.lane_policy == LanePolicy.SUPERSEDE.value])
         runnable = [work for work in works.values() if work.outcome is None and work.command is not None]
         await outlast(lambda: self._resolve_and_note(runnable))
         return [works.pop(id_, None) for id_ in ids]
@@ -152,6 +154,28 @@ class DeliveryStage:
             work.outcome = self._failed(work, error)
         else:
             work.outcome = self._wait_for_budget(work, adapter)
+
+    async def _absorb(self, works: Sequence[Work]) -> None:
+        """Older commands that wait in the lane go out with the newest: one call says what all of them want."""
+        if not works:
+            return
+
+        async def look() -> dict[UUID, list[tuple[UUID, str]]]:
+            async with self._pool.acquire() as connection:
+                return await store.older_in_lane(connection, [work.row.id for work in works])
+
+        older = await outlast(look)
+        for work in works:
+            for id_, payload in older.get(work.row.id, []):
+                command = work.command
+                if command is None:
+                    break
+                try:
+                    merged = command.data.over(parse_command(work.row.event_type, orjson.loads(payload)))
+                except InvalidCommandError:
+                    continue  # it waits for its own turn, and ends there with its reason
+                work.command = replace(command, data=merged)
+                work.absorbed.append(id_)
 
     def _understand(self, row: Claimed, known: Known | None) -> tuple[Adapter, Command]:
         """raises AdapterError, InvalidCommandError, SealError"""
@@ -292,6 +316,8 @@ class DeliveryStage:
         await finish(connection, [_finish_row(work, now) for work in works], told)
         await bury(connection, [_dead_letter(work, work.outcome) for work in works if isinstance(work.outcome, Park)])
         await resolve(connection, [work.row.id for work in works if isinstance(work.outcome, Done)])
+        sent_too = [(id_, w.row.id) for w in works if isinstance(w.outcome, Done) for id_ in w.absorbed]
+        await store.supersede(connection, sent_too)
         ended = [work for work in works if not isinstance(work.outcome, Retry | Defer)]
         heads = await store.lane_heads(connection, list({work.row.lane for work in ended if work.row.lane}))
         _observe(works, now)
@@ -326,7 +352,7 @@ def _with_ids(command: Command, connection_id: str, found: Mapping[tuple[str, st
         for kind, internal in wanted
         if (connection_id, kind.value, internal) in found
     }
-    return Command(command.id, command.event_type, command.idempotency_key, command.marker, command.data, external)
+    return replace(command, external=external)
 
 
 def _own_write(row: Claimed, command: Command) -> tuple[UUID, str, str, str | None, str, str] | None:

@@ -41,6 +41,7 @@ WHERE c.status <> 'disabled'
 -- name: claim
 -- Leases the deliveries that may run now. A lane's head is locked and looked at, never skipped: a second worker must not
 -- overtake it. What is not due, not the head, or taken by another worker is simply not among the answers.
+-- hold: the oldest, behind nothing that is open or failed. supersede: the newest, while none of its lane is being sent.
 WITH wanted AS (
     SELECT e.id, e.lane, e.lane_policy, e.seq FROM channel_events e
     WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL AND e.status IN ('received', 'retrying')
@@ -50,10 +51,14 @@ WITH wanted AS (
     FOR UPDATE
 ), runnable AS (
     SELECT w.id FROM wanted w
-    WHERE w.lane IS NULL OR w.lane_policy = 'independent' OR NOT EXISTS (
-        SELECT FROM channel_events h
-        WHERE h.lane = w.lane AND h.seq < w.seq AND h.status IN ('received', 'processing', 'retrying', 'failed')
-          AND (h.status <> 'failed' OR h.lane_policy = 'hold'))
+    WHERE CASE w.lane_policy
+        WHEN 'hold' THEN NOT EXISTS (
+            SELECT FROM channel_events h WHERE h.lane = w.lane AND h.seq < w.seq
+                AND h.status IN ('received', 'processing', 'retrying', 'failed'))
+        WHEN 'supersede' THEN NOT EXISTS (
+            SELECT FROM channel_events h WHERE h.lane = w.lane AND h.id <> w.id
+                AND (h.status = 'processing' OR (h.status IN ('received', 'retrying') AND h.seq > w.seq)))
+        ELSE true END
 )
 UPDATE channel_events e
 SET status = 'processing', attempts = e.attempts + 1, starts = e.starts + 1, worker = $2,
@@ -120,9 +125,22 @@ ON CONFLICT (connection_id) DO UPDATE
 SET remaining = EXCLUDED.remaining, resets_at = EXCLUDED.resets_at, updated_at = clock_timestamp()
 
 -- name: lane_heads
--- The oldest unfinished command of each lane, for waking it when the one before it is settled.
+-- The command of each lane that is next, for waking it when the one before it is settled.
 SELECT DISTINCT ON (e.lane) e.id, e.company_id, e.event_type, e.trace, e.status, c.vendor
 FROM channel_events e JOIN connections c ON c.id = e.connection_id
 WHERE e.lane = ANY ($1::text[]) AND e.status IN ('received', 'processing', 'retrying', 'failed')
   AND (e.status <> 'failed' OR e.lane_policy = 'hold')
-ORDER BY e.lane, e.seq
+ORDER BY e.lane, CASE WHEN e.lane_policy = 'supersede' THEN -e.seq ELSE e.seq END
+
+-- name: older_in_lane
+-- What waits in the lanes of these claimed deliveries and is older: the newest says it too, night by night.
+SELECT n.id AS newest, e.id, e.payload::text AS payload FROM channel_events n
+JOIN channel_events e ON e.lane = n.lane AND e.seq < n.seq AND e.status IN ('received', 'retrying')
+WHERE n.id = ANY ($1::uuid[]) AND n.lane_policy = 'supersede'
+ORDER BY e.seq DESC
+
+-- name: supersede
+UPDATE channel_events e SET status = 'superseded', processed_at = clock_timestamp(), next_attempt_at = NULL,
+    published_at = COALESCE(e.published_at, clock_timestamp()), last_error = 'sent with the newer ' || g.newest
+FROM unnest($1::uuid[], $2::uuid[]) AS g (id, newest)
+WHERE e.id = g.id AND e.status IN ('received', 'retrying')

@@ -17,10 +17,14 @@ RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event
 UPDATE channel_events e SET published_at = clock_timestamp()
 FROM (SELECT w.id FROM channel_events w
       WHERE w.status = 'received' AND w.published_at < clock_timestamp() - make_interval(secs => $1)
-        AND (w.lane IS NULL OR w.lane_policy = 'independent' OR NOT EXISTS (
-            SELECT FROM channel_events h WHERE h.lane = w.lane AND h.seq < w.seq
-                AND h.status IN ('received', 'processing', 'retrying', 'failed')
-                AND (h.status <> 'failed' OR h.lane_policy = 'hold')))
+        AND CASE w.lane_policy
+            WHEN 'hold' THEN NOT EXISTS (
+                SELECT FROM channel_events h WHERE h.lane = w.lane AND h.seq < w.seq
+                    AND h.status IN ('received', 'processing', 'retrying', 'failed'))
+            WHEN 'supersede' THEN NOT EXISTS (
+                SELECT FROM channel_events h WHERE h.lane = w.lane AND h.id <> w.id
+                    AND (h.status = 'processing' OR (h.status IN ('received', 'retrying') AND h.seq > w.seq)))
+            ELSE true END
         AND (w.parent_id IS NULL
              OR EXISTS (SELECT FROM connections c WHERE c.id = w.connection_id AND c.status = 'active'))
       ORDER BY w.published_at LIMIT $2 FOR UPDATE SKIP LOCKED) due

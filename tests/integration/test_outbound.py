@@ -268,3 +268,32 @@ async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipel
     letter = await world.db.fetchrow("SELECT owner, error_message FROM dead_letters")
     assert letter["owner"] == "pipeline"
     assert "key file" in letter["error_message"]
+
+
+async def test_newer_availability_takes_what_waits_along_in_one_call(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
+
+    async def push(first: str, last: str, key: str, **says: int) -> None:
+        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": first, "last": last, **says}]}
+        await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
+
+    await push("2027-05-01", "2027-05-10", "a-1", available=4)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await push("2027-05-01", "2027-05-03", "a-2", available=3)
+    await push("2027-05-02", "2027-05-04", "a-3", available=2, minStay=2)
+    await push("2027-05-03", "2027-05-03", "a-4", available=1)
+    await world.all_settled()
+    statuses = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
+    assert [row["status"] for row in statuses] == ["done", "superseded", "superseded", "done"]
+    calls = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
+    assert len(calls) == 2
+    told = {
+        entry["from"]: (entry["to"], entry.get("numAvail"), entry.get("minStay"))
+        for entry in calls[1].body[0]["calendar"]
+    }
+    assert told == {
+        "2027-05-01": ("2027-05-01", 3, None),
+        "2027-05-02": ("2027-05-02", 2, 2),
+        "2027-05-03": ("2027-05-03", 1, 2),
+        "2027-05-04": ("2027-05-04", 2, 2),
+    }

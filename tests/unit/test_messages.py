@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import date, timedelta
 from decimal import Decimal
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.commands import COMMANDS, InvalidCommandError, parse_command
+from schemas.commands import COMMANDS, AvailabilityUpdate, InvalidCommandError, parse_command
 from schemas.event import MalformedMessageError, decode, encode, wake_ups
 from schemas.ids import uuid7
 from schemas.money import to_decimal, to_minor
@@ -124,3 +125,41 @@ def test_every_command_says_its_lane_and_its_references() -> None:
         command = parse_command(event_type, fitting)
         assert command.references()
         assert command.lane_entity()[1]
+
+
+@settings(derandomize=True, database=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 12), st.integers(0, 5), st.sampled_from(["available", "price", "minStay"]), st.integers(1, 9)
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_merged_availability_says_what_its_commands_said_one_after_the_other(
+    said: list[tuple[int, int, str, int]],
+) -> None:
+    def command(start: int, length: int, member: str, value: int) -> AvailabilityUpdate:
+        first = date(2027, 5, 1) + timedelta(days=start)
+        period = {"first": first.isoformat(), "last": (first + timedelta(days=length)).isoformat(), member: value}
+        found = parse_command("pms.availability.update", {"propertyId": "P", "roomTypeId": "R", "periods": [period]})
+        assert isinstance(found, AvailabilityUpdate)
+        return found
+
+    def nights(command: AvailabilityUpdate) -> dict[tuple[date, str], int]:
+        return {
+            (period.first + timedelta(days=n), member): value
+            for period in command.periods
+            for n in range((period.last - period.first).days + 1)
+            for member, value in period.model_dump(exclude={"first", "last"}, exclude_none=True).items()
+        }
+
+    commands = [command(*entry) for entry in said]
+    one_by_one: dict[tuple[date, str], int] = {}
+    for entry in commands:
+        one_by_one.update(nights(entry))
+    merged = commands[-1]
+    for older in reversed(commands[:-1]):
+        merged = merged.over(older)
+    assert nights(merged) == one_by_one
