@@ -18,6 +18,7 @@ from ingress.app import create_app, health_routes
 from ingress.webhooks import Webhooks
 from store import schema
 from store.pool import API_ROLE, is_outage, open_pool
+from store.presence import Presence
 from telemetry import logs, metrics
 from topology.apply import BrokerUnavailable, check
 from topology.consumer import Consumer
@@ -30,9 +31,10 @@ from workers.intake import Intake, Stage
 from workers.recorder import Recorder
 from workers.relay import Relay
 from workers.router import RouterStage
+from workers.takeover import Takeover
 from workers.upkeep import Upkeep
 
-from .parts import declared, inbound_attempts, open_parts, state_gauges
+from .parts import declared, inbound_attempts, open_parts, state_gauges, worker_name
 from .serving import serving, stop_signal
 
 if TYPE_CHECKING:
@@ -93,6 +95,15 @@ async def inbound(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def outbound(settings: Settings, stop: asyncio.Event) -> None:
+    presence = Presence(settings.database_url, worker_name("outbound"))
+    await presence.start()
+    try:
+        await _outbound(settings, stop)
+    finally:
+        await presence.stop()  # after the last delivery was settled or given back
+
+
+async def _outbound(settings: Settings, stop: asyncio.Event) -> None:
     async with _worker("outbound", settings, settings.outbound_port) as (parts, consume):
         router = RouterStage(
             parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, parts.teller, POLICIES
@@ -146,10 +157,12 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
             except AMQPError as error:
                 raise ConnectionError(str(type(error).__name__)) from error
 
+        takeover = Takeover(parts.pool)
         upkeep = Upkeep(parts.pool, parts.directory, parts.sessions, waiting)
         tasks += [
             asyncio.create_task(relay.run(stop), name="relay"),
             asyncio.create_task(upkeep.run(stop), name="upkeep"),
+            asyncio.create_task(takeover.run(stop), name="takeover"),
         ]
         app = Starlette(routes=health_routes(_readiness(parts), _liveness(consumers)))
         async with serving(app, settings.host, settings.scheduler_port, grace=1):

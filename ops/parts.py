@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -49,6 +50,14 @@ class Parts:
     sessions: Sessions
     worker: str  # this process, in leases and history
     random: Callable[[], float]
+
+
+_PROCESS = f"{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(3)}"  # pids come again, this does not
+
+
+def worker_name(process: str) -> str:
+    """This process, in leases and history."""
+    return f"{process}@{_PROCESS}"
 
 
 def declared(adapters: Mapping[str, Adapter]) -> Topology:
@@ -104,7 +113,7 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
             marks=marks,
             teller=teller,
             sessions=sessions,
-            worker=f"{name}@{socket.gethostname()}:{os.getpid()}",
+            worker=worker_name(name),
             random=random.random,
         )
 

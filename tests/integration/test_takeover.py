@@ -1,0 +1,86 @@
+"""A dead worker's deliveries are taken over; a living one's are not, whatever the database does."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from store.pool import open_pool
+from store.presence import Presence
+from tests.integration.test_relay_rows import insert_delivery
+from workers.takeover import Takeover
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def pool(database_url: str):
+    opened = await open_pool(database_url, name="test")
+    yield opened
+    await opened.close()
+
+
+async def leases(database_url: str) -> int:
+    connection = await asyncpg.connect(database_url)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM channel_events WHERE lease_until > now()"))
+    finally:
+        await connection.close()
+
+
+async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(database_url: str, pool) -> None:
+    living = Presence(database_url, "living")
+    await living.start()
+    await insert_delivery(database_url, worker="living", lease=120)
+    await insert_delivery(database_url, worker="dead", lease=120)
+    clock = Clock()
+    takeover = Takeover(pool, patience=5, clock=clock)
+    assert await takeover.look() == 0  # missed for the first time
+    clock.now += 4.9
+    assert await takeover.look() == 0
+    clock.now += 0.2
+    assert await takeover.look() == 1
+    assert await leases(database_url) == 1
+    clock.now += 60
+    assert await takeover.look() == 0
+    await living.stop()
+    assert await takeover.look() == 0
+    clock.now += 6
+    assert await takeover.look() == 1
+
+
+async def test_who_is_back_in_time_was_never_dead(database_url: str, pool) -> None:
+    await insert_delivery(database_url, worker="blinks", lease=120)
+    clock = Clock()
+    takeover = Takeover(pool, patience=5, clock=clock)
+    await takeover.look()
+    back = Presence(database_url, "blinks")
+    await back.start()
+    clock.now += 3
+    await takeover.look()
+    await back.stop()
+    clock.now += 3
+    assert await takeover.look() == 0  # the patience begins anew
+    assert await leases(database_url) == 1
+
+
+async def test_the_lock_is_taken_again_after_the_session_was_cut(database_url: str, pool) -> None:
+    presence = Presence(database_url, "cut", pause=0.05)
+    await presence.start()
+    await insert_delivery(database_url, worker="cut", lease=120)
+    owner = await asyncpg.connect(database_url)
+    held = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE locktype = 'advisory' AND a.application_name LIKE '%cut'"
+    first = await owner.fetchval("SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%presence cut'")
+    await owner.execute("SELECT pg_terminate_backend($1)", first)
+    while await owner.fetchval(held) != 1 or first == await owner.fetchval(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%presence cut'"
+    ):
+        pass
+    assert await Takeover(pool).look() == 0
+    await presence.stop()
+    await owner.close()
