@@ -32,6 +32,10 @@ class CommandData(BaseModel):
         """What the command is about: commands on one (connection, entity) keep their order."""
         raise NotImplementedError
 
+    def lane_variant(self) -> str:
+        """What else keeps commands about one entity in lanes of their own: those that cannot be merged with each other."""
+        return ""
+
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         """The internal ids that must be mapped before the vendor can be told."""
         raise NotImplementedError
@@ -126,8 +130,10 @@ class AvailabilityUpdate(CommandData):
     currency: Currency | None = None
 
     def lane_entity(self) -> tuple[EntityType, str]:
-        # Prices in two currencies cannot be merged into one command, so they are two lanes.
-        return EntityType.AVAILABILITY, f"{self.room_type_id}/{self.currency}" if self.currency else self.room_type_id
+        return EntityType.AVAILABILITY, self.room_type_id
+
+    def lane_variant(self) -> str:
+        return f"/{self.currency}" if self.currency else ""
 
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)

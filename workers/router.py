@@ -282,7 +282,8 @@ class RouterStage:
         row, manifest = command.row, self._adapters[vendor].manifest
         kind, internal = command.entity
         support = manifest.commands[row.event_type]
-        ordered = support.lane is not LanePolicy.INDEPENDENT
+        variant = command.data.lane_variant() if command.data is not None else ""
+        lane = f"{lane_prefix(kind, internal)}{connection_id}{variant}"
         return CommandRow(
             id=uuid.uuid5(_DELIVERIES, f"{row.id}\n{connection_id}"),
             company_id=row.company_id,
@@ -294,7 +295,7 @@ class RouterStage:
             idempotency_key=f"{row.idempotency_key}@{connection_id}",
             payload=row.payload,
             sealed=row.sealed,
-            lane=f"{lane_prefix(kind, internal)}{connection_id}" if ordered else None,
+            lane=None if support.lane is LanePolicy.INDEPENDENT else lane,
             lane_policy=support.lane.value,
             max_attempts=self._policies[manifest.retry_policy].attempts,
             trace=row.trace,
