@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,7 @@ async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="staybus: all processes, servers and the load on this machine")
+    shown = Table(title="staybus: all processes, servers and the load on this machine", box=SIMPLE, padding=(0, 1))
     columns = ("load", "202/s", "done/s", "202 ms p50/p99", "done ms p50/p99", "CPU us", "lost", "foreign")
     for column in columns:
         shown.add_column(column, justify="left" if column == "load" else "right", no_wrap=True)
@@ -62,7 +63,7 @@ def table(results: list[Result]) -> Table:
 
 def by_process(burst: Result) -> Table:
     """The burst's cost, split: where the time goes is what to work on."""
-    shown = Table(title="the burst, by process")
+    shown = Table(title="the burst, by process", box=SIMPLE, padding=(0, 1))
     shown.add_column("")
     for name in burst.cpu:
         shown.add_column(name, justify="right")
@@ -78,6 +79,7 @@ def main() -> None:
     try:
         results = asyncio.run(measure(given, stack, say))
         say.print(table(results))
+        say.print(by_process(results[0]))
         say.print(
             "Runs with more than 5 % foreign CPU are not clean: repeat them. docs/performance.md tells how to read this."
         )
