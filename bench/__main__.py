@@ -43,8 +43,8 @@ async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="staybus: all processes, servers and the load on this machine", box=SIMPLE, padding=(0, 1))
-    columns = ("load", "202/s", "done/s", "202 ms p50/p99", "done ms p50/p99", "CPU us", "lost", "foreign")
+    shown = Table(title="staybus, its servers and the load on one machine; p50/p99 in ms", box=SIMPLE, padding=(0, 1))
+    columns = ("load", "202/s", "done/s", "202 p50/p99", "done p50/p99", "CPU us", "lost", "foreign")
     for column in columns:
         shown.add_column(column, justify="left" if column == "load" else "right", no_wrap=True)
     for r in results:
@@ -67,7 +67,7 @@ def by_process(burst: Result) -> Table:
     shown.add_column("")
     for name in burst.cpu:
         shown.add_column(name, justify="right")
-    shown.add_row("CPU us/event", *(f"{value:.0f}" for value in burst.cpu.values()))
+    shown.add_row("CPU us", *(f"{value:.0f}" for value in burst.cpu.values()))
     shown.add_row("MiB", *(f"{burst.memory[name]:.0f}" for name in burst.cpu))
     return shown
 
