@@ -43,8 +43,13 @@ async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="staybus, its servers and the load on one machine; p50/p99 in ms", box=SIMPLE, padding=(0, 1))
-    columns = ("load", "202/s", "done/s", "202 p50/p99", "done p50/p99", "CPU us", "lost", "foreign")
+    shown = Table(
+        title="staybus, its servers and the load on one machine; ms: p50 / p99",
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    columns = ("load", "202/s", "done/s", "202 ms", "done ms", "CPU", "lost", "other")
     for column in columns:
         shown.add_column(column, justify="left" if column == "load" else "right", no_wrap=True)
     for r in results:
@@ -63,7 +68,7 @@ def table(results: list[Result]) -> Table:
 
 def by_process(burst: Result) -> Table:
     """The burst's cost, split: where the time goes is what to work on."""
-    shown = Table(title="the burst, by process", box=SIMPLE, padding=(0, 1))
+    shown = Table(title="the burst, by process", box=SIMPLE, padding=(0, 1), pad_edge=False)
     shown.add_column("")
     for name in burst.cpu:
         shown.add_column(name, justify="right")
