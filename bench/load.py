@@ -48,6 +48,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, load: _Load) -> None:
         self._load = load
         self._number = -1
+        self._buffer = b""
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,14 +60,26 @@ class _Connection(asyncio.Protocol):
             self._transport.write(self._load.requests[number])
 
     def data_received(self, data: bytes) -> None:
-        if self._number >= 0 and data.startswith(b"HTTP/1.1 "):
+        """An answer counts when it is whole: the head may come before the body."""
+        self._buffer += data
+        head, gap, rest = self._buffer.partition(b"\r\n\r\n")
+        if gap and self._number >= 0 and len(rest) >= _content_length(head):
+            self._buffer = b""
             number, self._number = self._number, -1
-            self._load.answered(self, number, data[9:12].decode())
+            self._load.answered(self, number, head[9:12].decode())
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self._number >= 0:
             number, self._number = self._number, -1
             self._load.answered(None, number, "lost")
+
+
+def _content_length(head: bytes) -> int:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(value)
+    return 0
 
 
 class _Load:
