@@ -81,10 +81,11 @@ WITH given AS (
     ORDER BY connection_id, external_id
     ON CONFLICT DO NOTHING
 )
-SELECT a.connection_id, a.external_id, a.guest_id, a.created, COALESCE(m.internal_entity_id, a.id::text) AS internal_id
+SELECT a.connection_id, a.external_id, a.guest_id, a.created,
+       COALESCE((SELECT m.internal_entity_id FROM int_mappings m
+                 WHERE m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
+                   AND m.external_entity_id = a.external_id), a.id::text) AS internal_id
 FROM applied a
-LEFT JOIN int_mappings m ON m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
-    AND m.external_entity_id = a.external_id
 
 -- name: same_moment
 -- Of these states that did not pass the fence, those that are exactly as new as the stored one, which came by another

@@ -21,14 +21,13 @@ WITH request AS (
     ON CONFLICT (company_id, direction, idempotency_key) DO NOTHING
     RETURNING id
 ), outcome AS (
-    SELECT fact.n, fact.request, COALESCE(fresh.id, earlier.id) AS id, fresh.id IS NOT NULL AS recorded
-    FROM fact
-    LEFT JOIN fresh USING (id)
-    LEFT JOIN LATERAL (
-        SELECT e.id FROM channel_events e
-        WHERE fresh.id IS NULL AND e.company_id = fact.company_id AND e.direction = 'inbound'
-          AND e.idempotency_key = fact.idempotency_key
-    ) earlier ON true
+    -- The look-up of the earlier row is a scalar subquery on purpose: run for duplicates only, by the unique key. As a join
+    -- it was planned, while the table was empty, as one scan of the whole table.
+    SELECT fact.n, fact.request, fresh.id IS NOT NULL AS recorded,
+           COALESCE(fresh.id, (SELECT e.id FROM channel_events e
+                               WHERE e.company_id = fact.company_id AND e.direction = 'inbound'
+                                 AND e.idempotency_key = fact.idempotency_key)) AS id
+    FROM fact LEFT JOIN fresh USING (id)
 ), logged AS (
     INSERT INTO webhook_log (received_at, platform, connection_id, company_id, method, status, signature, error, bytes,
                              body, event_ids)

@@ -16,18 +16,19 @@ WITH given AS (
     FROM given g
     WHERE e.id = g.id
     RETURNING e.id, e.company_id, e.connection_id, e.direction, e.entity_type, e.entity_external_id,
-              e.entity_internal_id, e.received_at, e.processed_at, e.attempts, e.max_attempts, e.worker
+              e.entity_internal_id, e.received_at, e.processed_at, e.attempts, e.max_attempts, e.worker,
+              g.status, g.action, g.error_class, g.last_error, g.error_code, g.keep_attempt, g.outcome, g.request,
+              g.response, g.started_at
 ), logged AS (
     INSERT INTO sync_log AS log (company_id, connection_id, event_id, direction, entity_type, entity_external_id,
         entity_internal_id, action, state, triggered_at, started_at, finished_at, retry_count, max_retries,
         deadletter_at, error, request, response)
-    SELECT s.company_id, s.connection_id, s.id, s.direction, s.entity_type, s.entity_external_id, s.entity_internal_id,
-           g.action,
-           CASE g.status WHEN 'retrying' THEN 'retrying' WHEN 'failed' THEN 'failed' ELSE 'success' END,
-           s.received_at, g.started_at, s.processed_at, GREATEST(s.attempts - 1, 0), GREATEST(s.max_attempts - 1, 0),
-           CASE WHEN g.status = 'failed' THEN s.processed_at END, g.last_error, g.request::jsonb, g.response::jsonb
-    FROM settled s JOIN given g USING (id)
-    WHERE g.action IS NOT NULL
+    SELECT company_id, connection_id, id, direction, entity_type, entity_external_id, entity_internal_id, action,
+           CASE status WHEN 'retrying' THEN 'retrying' WHEN 'failed' THEN 'failed' ELSE 'success' END,
+           received_at, started_at, processed_at, GREATEST(attempts - 1, 0), GREATEST(max_attempts - 1, 0),
+           CASE WHEN status = 'failed' THEN processed_at END, last_error, request::jsonb, response::jsonb
+    FROM settled
+    WHERE action IS NOT NULL
     ON CONFLICT (event_id) DO UPDATE
     SET state = EXCLUDED.state, started_at = EXCLUDED.started_at, finished_at = EXCLUDED.finished_at,
         retry_count = EXCLUDED.retry_count, deadletter_at = EXCLUDED.deadletter_at, error = EXCLUDED.error,
@@ -35,9 +36,9 @@ WITH given AS (
         entity_internal_id = EXCLUDED.entity_internal_id, request = EXCLUDED.request, response = EXCLUDED.response
 ), tried AS (
     INSERT INTO event_attempts (event_id, company_id, attempt, outcome, error_class, error_code, error, worker, started_at)
-    SELECT s.id, s.company_id, s.attempts, g.outcome, g.error_class, g.error_code, g.last_error, s.worker, g.started_at
-    FROM settled s JOIN given g USING (id)
-    WHERE g.keep_attempt
+    SELECT id, company_id, attempts, outcome, error_class, error_code, last_error, worker, started_at
+    FROM settled
+    WHERE keep_attempt
 )
 INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
 SELECT id, company_id, connection_id, event_type, subject, data::jsonb, cause_id, trace
