@@ -5,13 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Direction(StrEnum):
-    """Which way an event travels, seen from the core."""
-
-    INBOUND = "inbound"
-    OUTBOUND = "outbound"
-
-
 class EventStatus(StrEnum):
     """Where a row of `channel_events` stands."""
 

@@ -31,8 +31,12 @@ _OWNERS = {
 }
 
 
-def owner_of(fault: Fault) -> Owner:
-    return _OWNERS[fault]
+MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
+
+
+def poison(starts: int) -> Park:
+    """starts counts the one that does not happen any more."""
+    return Park(Fault.POISON, f"started {starts - 1} times and never ended", _OWNERS[Fault.POISON], "poison")
 
 
 def decide(
@@ -52,7 +56,7 @@ def decide(
     fault, message, code, after = _read(error)
     if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
         return Retry(fault, message, max(delay(policy, attempt - 1, random), after or 0.0), code)
-    return Park(fault, message, owner_of(fault), code)
+    return Park(fault, message, _OWNERS[fault], code)
 
 
 def _read(error: BaseException) -> tuple[Fault, str, str | None, float | None]:

@@ -30,9 +30,8 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
-from .decide import decide, owner_of
+from .decide import MAX_STARTS, decide, poison
 from .echo import expected
-from .inbound import MAX_STARTS
 from .outcome import Defer, Done, Outcome, Park, Retry, ending
 from .persist import commit, outlast
 
@@ -141,8 +140,7 @@ class DeliveryStage:
         row = work.row
         work.known = await outlast(lambda: self._directory.get(row.connection_id))
         if row.starts > MAX_STARTS:
-            problem = f"started {row.starts - 1} times and never ended"
-            work.outcome = Park(Fault.POISON, problem, owner_of(Fault.POISON), "poison")
+            work.outcome = poison(row.starts)
             return
         try:
             adapter, work.command = self._understand(row, work.known)

@@ -27,7 +27,7 @@ from telemetry import metrics
 from telemetry.logs import about
 
 from . import results
-from .decide import decide, owner_of
+from .decide import MAX_STARTS, decide, poison
 from .echo import is_echo
 from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 ECHO = "echo of our own write"
-MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
 _OPEN = frozenset(status.value for status in OPEN_STATUSES)
 
 
@@ -127,9 +126,7 @@ class InboundStage:
             await self.process([event])
             return
         for work in await outlast(lambda: self._begin([event])):
-            work.outcome = Park(
-                Fault.POISON, f"started {starts - 1} times and never ended", owner_of(Fault.POISON), "poison"
-            )
+            work.outcome = poison(starts)
             await self._settle([work])
 
     # ------------------------------------------------------------------ begin

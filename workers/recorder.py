@@ -14,7 +14,7 @@ from store.settle import bury
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
-from .inbound import MAX_STARTS
+from .decide import MAX_STARTS
 from .letters import letter_without_row
 from .persist import outlast
 from .relay import wake_up

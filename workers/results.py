@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from schemas.entities import Reservation
 
 RESERVATION_UPSERTED = "core.reservation.upserted"
-AVAILABILITY_UPSERTED = "core.availability.upserted"
 COMMAND_SUCCEEDED = "core.command.succeeded"
 COMMAND_FAILED = "core.command.failed"
 
