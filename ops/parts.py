@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from adapters.registry import adapters as load_adapters
 from adapters.transport import HttpTransport
 from store.directory import Directory
-from store.ingest import mark_core_published, mark_published
+from store.ingest import mark_published
 from store.marks import Marks
 from store.pool import WORKER_ROLE, open_pool
+from store.results import told
 from store.seal import KeyFile
 from telemetry import metrics
 from topology.declared import VendorRoutes, topology
@@ -99,7 +100,7 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
         stack.push_async_callback(publisher.stop)
         marks = Marks(pool, mark_published)
         stack.push_async_callback(marks.stop)
-        teller = Teller(publisher, Marks(pool, mark_core_published))
+        teller = Teller(publisher, Marks(pool, told))
         stack.push_async_callback(teller.stop)
         tokens: dict[str, Tokens] = {vendor: Tokens(pool, transport.for_vendor(vendor)) for vendor in adapters}
         sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__)

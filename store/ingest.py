@@ -86,7 +86,3 @@ async def record(connection: Connection, requests: Sequence[RequestRow]) -> list
 
 async def mark_published(connection: Connection, ids: Sequence[UUID]) -> None:
     await connection.execute(_SQL["mark_published"], ids)
-
-
-async def mark_core_published(connection: Connection, ids: Sequence[UUID]) -> None:
-    await connection.execute(_SQL["mark_core_published"], ids)

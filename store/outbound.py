@@ -181,6 +181,12 @@ async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, int]], 
     return {row["id"] for row in found}
 
 
+async def note_exchanges(connection: Connection, rows: Sequence[tuple[UUID, str, str | None, str | None]]) -> None:
+    """rows: (delivery, company, what we told the vendor, what it answered), both as JSON without personal data"""
+    if rows:
+        await connection.execute(_SQL["note_exchanges"], *_columns(rows, 4))
+
+
 async def learn_external_ids(connection: Connection, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     """rows: (company, connection, entity type, external id, internal id)"""
     if rows:

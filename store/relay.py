@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from .settle import CoreEventRow
 from .statements import statements
 
 if TYPE_CHECKING:
@@ -63,23 +62,6 @@ async def take(connection: Connection, look: Look, limit: int) -> list[Asleep]:
             vendors.get(row["connection_id"]) if row["parent_id"] is not None else None,
         )
         for row in rows
-    ]
-
-
-async def untold(connection: Connection, grace: float, limit: int) -> list[CoreEventRow]:
-    """Locked until the transaction ends, so that one scheduler publishes each."""
-    return [
-        CoreEventRow(
-            r["company_id"],
-            r["connection_id"],
-            r["event_type"],
-            r["subject"],
-            r["data"],
-            r["cause_id"],
-            r["trace"],
-            r["id"],
-        )
-        for r in await connection.fetch(_SQL["core"], grace, limit)
     ]
 
 

@@ -22,8 +22,9 @@ from schemas.commands import CommandData, InvalidCommandError, parse_command
 from schemas.vocabulary import EventStatus, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.gather import Gather
+from store.results import keep
 from store.seal import SealError, join
-from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
+from store.settle import DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from store.marks import Marks
     from store.outbound import Claimed
     from store.pool import Connection, Pool
+    from store.results import Batch, CoreEventRow
     from topology.publisher import Publisher
     from topology.retry import RetryPolicy
 
@@ -74,7 +76,7 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class _Settled:
     wakes: list[WakeUp] = field(default_factory=list)
-    told: list[CoreEventRow] = field(default_factory=list)
+    told: Batch | None = None
 
 
 class DeliveryStage:
@@ -264,7 +266,7 @@ class DeliveryStage:
 
     async def _settle(self, works: Sequence[Work]) -> list[None]:
         batches = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell([row for batch in batches for row in batch.told])
+        await self._teller.tell(batch.told for batch in batches)
         wakes = [wake for batch in batches for wake in batch.wakes]
         if wakes:
             self._marks.add(await announce(self._publisher, wakes))
@@ -310,8 +312,9 @@ class DeliveryStage:
         await store.name_entities(connection, [(work.row.id, external) for work, external, *_ in named])
         await store.answer_own_writes(connection, [(work.row.id, external) for work, external, *_ in named])
         now = self._now()
-        told = [result for work in works for result in _results(work)]
-        await finish(connection, [_finish_row(work, now) for work in works], told)
+        await finish(connection, [_finish_row(work, now) for work in works])
+        await store.note_exchanges(connection, [_exchange(work) for work in works if work.command is not None])
+        told = await keep(connection, [result for work in works for result in _results(work)])
         await bury(connection, [_dead_letter(work, work.outcome) for work in works if isinstance(work.outcome, Park)])
         await resolve(connection, [work.row.id for work in works if isinstance(work.outcome, Done)])
         sent_too = [(id_, w.row.id) for w in works if isinstance(w.outcome, Done) for id_ in w.absorbed]
@@ -376,7 +379,6 @@ def _finish_row(work: Work, now: datetime) -> FinishRow:
     if outcome is None:
         raise AssertionError("a delivery reached settle without an outcome")
     end = ending(outcome, now)
-    reply = outcome.result if isinstance(outcome, Done) and isinstance(outcome.result, Reply) else None
     return FinishRow(
         id=row.id,
         status=end.status.value,
@@ -388,17 +390,22 @@ def _finish_row(work: Work, now: datetime) -> FinishRow:
         error_class=end.fault,
         last_error=end.message,
         error_code=end.code,
-        action=row.event_type.rpartition(".")[2],
         keep_attempt=end.counted == 1,
         outcome=end.word,
-        request=orjson.dumps(_told_vendor(work.command.data)).decode() if work.command else None,
-        response=orjson.dumps({**reply.response, "found": reply.found}).decode() if reply else None,
         started_at=work.started_at,
     )
 
 
+def _exchange(work: Work) -> tuple[UUID, str, str | None, str | None]:
+    """What was said to the vendor and what it answered, for the sync log."""
+    reply = work.outcome.result if isinstance(work.outcome, Done) and isinstance(work.outcome.result, Reply) else None
+    request = orjson.dumps(_told_vendor(work.command.data)).decode() if work.command else None
+    response = orjson.dumps({**reply.response, "found": reply.found}).decode() if reply else None
+    return work.row.id, work.row.company_id, request, response
+
+
 def _told_vendor(data: CommandData) -> dict[str, Any]:
-    """The command without its personal part, for the sync log."""
+    """The command without its personal part."""
     return data.model_dump(mode="json", by_alias=True, exclude={"guest", "notes", "reason"}, exclude_none=True)
 
 

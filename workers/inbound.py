@@ -21,8 +21,9 @@ from schemas.event import SOURCE
 from schemas.ids import uuid7
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
+from store.results import keep
 from store.seal import join
-from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
+from store.settle import DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from store.directory import Directory, Known
     from store.inbound import Applied, InboundRow
     from store.pool import Connection, Pool
+    from store.results import Batch, CoreEventRow
     from topology.retry import RetryPolicy
 
     from .sessions import Sessions
@@ -69,8 +71,12 @@ class Work:
 class _Settled:
     """told: results to publish; unsure: works that were left open, because only the vendor knows its present state."""
 
-    told: list[CoreEventRow]
+    told: Batch | None
     unsure: list[Work]
+
+
+class _SettledElsewhereError(Exception):
+    """Another worker had some of these events too, and was quicker."""
 
 
 class InboundStage:
@@ -244,12 +250,17 @@ class InboundStage:
         if not works:
             return []
         batches = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell([row for batch in batches for row in batch.told])
+        await self._teller.tell(batch.told for batch in batches)
         return [work for batch in batches for work in batch.unsure]
 
     async def _commit(self, works: Sequence[Work]) -> _Settled:
-        async with self._pool.acquire() as connection, connection.transaction():
-            return await self._write(connection, works)
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                return await self._write(connection, works)
+        except _SettledElsewhereError:  # rolled back; now only those that are open, and they stay so
+            async with self._pool.acquire() as connection, connection.transaction():
+                open_ids = await store.lock_open(connection, [work.row.id for work in works])
+                return await self._write(connection, [work for work in works if work.row.id in open_ids])
 
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """The row that the database refuses."""
@@ -259,10 +270,9 @@ class InboundStage:
         return await self._commit([work])
 
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
-        open_ids = await store.lock_open(connection, [work.row.id for work in works])
-        works = [work for work in works if work.row.id in open_ids]
+        """raises _SettledElsewhereError"""
         if not works:
-            return _Settled([], [])
+            return _Settled(None, [])
         states = [row for work in works for row in _reservation_rows(work)]
         applied = await store.upsert_reservations(connection, states, uuid7)
         fetched = {work.row.id for work in works if work.fetched}
@@ -271,7 +281,7 @@ class InboundStage:
         unsure = [work for work in works if work.row.id in doubtful]
         works = [work for work in works if work.row.id not in doubtful]
         if not works:
-            return _Settled([], unsure)
+            return _Settled(None, unsure)
         nights = await store.upsert_availability(
             connection,
             [
@@ -288,13 +298,17 @@ class InboundStage:
                 await store.upsert_room_types(connection, row.company_id, row.connection_id, effects.room_types, uuid7)
         finals = [_final(work, applied, nights) for work in works]
         rows = [_finish_row(work, outcome, self._now()) for work, outcome in zip(works, finals, strict=True)]
-        told = [
-            result
-            for work, outcome in zip(works, finals, strict=True)
-            if isinstance(outcome, Done)
-            for result in _results(work, applied)
-        ]
-        await finish(connection, rows, told)
+        if await finish(connection, rows) < len(rows):
+            raise _SettledElsewhereError
+        told = await keep(
+            connection,
+            [
+                result
+                for work, outcome in zip(works, finals, strict=True)
+                if isinstance(outcome, Done)
+                for result in _results(work, applied)
+            ],
+        )
         parked = [(work, outcome) for work, outcome in zip(works, finals, strict=True) if isinstance(outcome, Park)]
         await bury(connection, [_dead_letter(work, outcome) for work, outcome in parked])
         await resolve(
@@ -357,12 +371,9 @@ def _finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
         error_class=end.fault,
         last_error=end.message,
         error_code=end.code,
-        action=row.event_type.rpartition(".")[2],
         # A first attempt that went well is told by its row already; history is kept of everything else.
         keep_attempt=end.counted == 1 and (attempts > 1 or isinstance(outcome, Retry | Park)),
         outcome=end.word,
-        request=None,
-        response=None,
         started_at=work.started_at,
     )
 

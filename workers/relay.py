@@ -15,7 +15,7 @@ import orjson
 from schemas.event import Event
 from schemas.ids import uuid7
 from store import relay as store
-from store.ingest import mark_core_published
+from store import results
 from store.outbound import insert_commands
 from store.pool import is_outage
 from store.relay import Look
@@ -25,7 +25,7 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from .router import command_row
-from .tell import message
+from .tell import publish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,6 +44,7 @@ LOOKS = (
     Look("stale", 60.0),  # longer than any healthy queue is; a wake-up too many changes nothing
 )
 BATCH = 500
+BATCHES = 10  # of results
 
 
 class Relay:
@@ -87,13 +88,11 @@ class Relay:
         if not self._publisher.ready:
             return 0
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = await store.untold(connection, 2.0, BATCH)
-            if rows:
-                faults = await self._publisher.publish_all([message(row) for row in rows])
-                told = [row.id for row, fault in zip(rows, faults, strict=True) if fault is None]
-                await mark_core_published(connection, told)
-                metrics.RELAYED.labels("core").inc(len(told))
-        return len(rows)
+            batches = await results.untold(connection, 2.0, BATCHES)
+            told = [batch.id for batch in batches if await publish(self._publisher, batch)]
+            await results.told(connection, told)
+            metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches))
+        return sum(len(batch.rows) for batch in batches)
 
     async def take_outbox(self) -> int:
         """Rows of `outbox` become commands; what cannot be one says why in its row."""

@@ -21,8 +21,9 @@ from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, LanePolicy, Own
 from store import outbound as store
 from store.inbound import lock_open
 from store.outbound import CommandRow, LoadedCommand, lane_prefix
+from store.results import Batch, CoreEventRow, keep
 from store.seal import SealError, join, split
-from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
+from store.settle import DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
@@ -132,7 +133,7 @@ class RouterStage:
         await self._target([command for command in routed if command.park is None])
         if routed:
             done = await commit(routed, self._commit, self._park_alone)
-            await self._teller.tell([row for _, told in done for row in told])
+            await self._teller.tell(told for _, told in done)
             wakes = [wake for batch, _ in done for wake in batch]
             self._marks.add(await announce(self._publisher, wakes))
 
@@ -228,22 +229,20 @@ class RouterStage:
 
     # ------------------------------------------------------------------ settle
 
-    async def _commit(self, commands: Sequence[Routed]) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _commit(self, commands: Sequence[Routed]) -> tuple[list[WakeUp], Batch | None]:
         async with self._pool.acquire() as connection, connection.transaction():
             return await self._write(connection, commands)
 
-    async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], Batch | None]:
         kind = type(error).__name__
         command.park = Park(Fault.INVALID, f"the database refuses it: {kind}", Owner.PIPELINE, kind)
         return await self._commit([command])
 
-    async def _write(
-        self, connection: Connection, commands: Sequence[Routed]
-    ) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _write(self, connection: Connection, commands: Sequence[Routed]) -> tuple[list[WakeUp], Batch | None]:
         open_ids = await lock_open(connection, [command.row.id for command in commands])
         commands = [command for command in commands if command.row.id in open_ids]
         if not commands:
-            return [], []
+            return [], None
         children = [
             (vendor, self._delivery(command, connection_id, vendor))
             for command in commands
@@ -251,8 +250,8 @@ class RouterStage:
             for connection_id, vendor in command.targets
         ]
         new = await store.insert_commands(connection, [row for _, row in children])
-        told = [_failed(command) for command in commands if command.park is not None]
-        await finish(connection, [_finish_row(command, self._now()) for command in commands], told)
+        await finish(connection, [_finish_row(command, self._now()) for command in commands])
+        told = await keep(connection, [_failed(command) for command in commands if command.park is not None])
         await bury(
             connection, [_dead_letter(command, command.park) for command in commands if command.park is not None]
         )
@@ -321,11 +320,8 @@ def _finish_row(command: Routed, now: datetime) -> FinishRow:
         error_class=end.fault,
         last_error=end.message,
         error_code=end.code,
-        action=None,
         keep_attempt=command.park is not None or command.row.attempts > 0,
         outcome=end.word,
-        request=None,
-        response=None,
         started_at=command.started_at,
     )
 

@@ -47,6 +47,3 @@ SELECT n, id, recorded FROM outcome
 -- in the meantime is another matter: that publish was before, so it must not count for it.
 UPDATE channel_events SET published_at = clock_timestamp()
 WHERE id = ANY ($1::uuid[]) AND published_at IS NULL AND status = 'received' AND error_class IS NULL
-
--- name: mark_core_published
-UPDATE core_events SET published_at = clock_timestamp() WHERE id = ANY ($1::uuid[]) AND published_at IS NULL

@@ -102,6 +102,13 @@ WHERE e.status = 'processing' AND e.worker = $3
 ORDER BY e.id
 FOR UPDATE OF e
 
+-- name: note_exchanges
+INSERT INTO sync_exchanges AS x (event_id, company_id, request, response)
+SELECT event_id, company_id, request::jsonb, response::jsonb
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS g (event_id, company_id, request, response)
+ON CONFLICT (event_id) DO UPDATE
+SET request = EXCLUDED.request, response = COALESCE(EXCLUDED.response, x.response), at = clock_timestamp()
+
 -- name: learn_external_ids
 INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id, internal_entity_type,
                           internal_entity_id)

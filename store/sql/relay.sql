@@ -49,12 +49,6 @@ FROM (SELECT id FROM channel_events
 WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
--- name: core
--- Results that were committed and not confirmed within $1 seconds.
-SELECT id, company_id, connection_id, event_type, subject, data::text AS data, cause_id, trace FROM core_events
-WHERE published_at IS NULL AND created_at < clock_timestamp() - make_interval(secs => $1)
-ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
-
 -- name: outbox
 SELECT id, company_id, event_type, subject, connection_id, payload::text AS payload, idempotency_key FROM outbox
 WHERE taken_at IS NULL ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED
