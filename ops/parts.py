@@ -23,6 +23,7 @@ from topology.declared import VendorRoutes, topology
 from topology.link import LinkState
 from topology.publisher import Publisher
 from topology.retry import POLICIES
+from workers.governor import Governor
 from workers.sessions import Sessions, Tokens
 from workers.tell import Teller
 
@@ -49,6 +50,7 @@ class Parts:
     marks: Marks
     teller: Teller
     sessions: Sessions
+    governor: Governor
     worker: str  # this process, in leases and history
     random: Callable[[], float]
 
@@ -103,6 +105,8 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
         teller = Teller(publisher, Marks(pool, told))
         stack.push_async_callback(teller.stop)
         tokens: dict[str, Tokens] = {vendor: Tokens(pool, transport.for_vendor(vendor)) for vendor in adapters}
+        for one in tokens.values():
+            stack.push_async_callback(one.stop)
         sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__)
         yield Parts(
             name=name,
@@ -114,6 +118,7 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
             marks=marks,
             teller=teller,
             sessions=sessions,
+            governor=Governor(pool, random=random.random),
             worker=worker_name(name),
             random=random.random,
         )

@@ -1,7 +1,26 @@
 -- ---------------------------------------------------------------- pulls
 
+DROP TABLE pulls;
+
+-- ---------------------------------------------------------------- fairness between tenants
+
+DROP INDEX channel_events_unpublished;
+CREATE INDEX channel_events_unpublished ON channel_events (received_at) WHERE status = 'received' AND published_at IS NULL;
+
 -- ---------------------------------------------------------------- growth: retention, vacuum
 
+ALTER TABLE int_availability RESET (fillfactor);
+ALTER TABLE int_guests RESET (fillfactor);
+ALTER TABLE int_reservations RESET (fillfactor);
+ALTER TABLE own_writes RESET (autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor);
+ALTER TABLE sync_exchanges RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_insert_scale_factor,
+    autovacuum_analyze_scale_factor);
+ALTER TABLE event_attempts RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_insert_scale_factor,
+    autovacuum_analyze_scale_factor);
+ALTER TABLE core_events RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_insert_scale_factor,
+    autovacuum_analyze_scale_factor, autovacuum_vacuum_cost_limit);
+ALTER TABLE webhook_log RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_insert_scale_factor,
+    autovacuum_analyze_scale_factor, autovacuum_vacuum_cost_limit);
 DROP INDEX dead_letters_closed;
 DROP INDEX own_writes_expiry;
 DROP INDEX outbox_taken;
@@ -15,6 +34,14 @@ ALTER TABLE dead_letters
     DROP COLUMN overlay_sealed, DROP COLUMN overlay_paths, DROP COLUMN edited_by, DROP COLUMN edited_at;
 
 -- ---------------------------------------------------------------- circuits, budgets, windows
+
+DROP INDEX channel_events_commands, channel_events_deliveries;
+DROP FUNCTION take_lane;
+DROP FUNCTION lane_is_free;
+ALTER TABLE connections DROP COLUMN renewing_until;
+DROP TABLE circuits;
+ALTER TABLE rate_budgets DROP COLUMN told, DROP COLUMN under_way;
+ALTER TABLE rate_budgets RENAME COLUMN scope TO connection_id;
 
 -- ---------------------------------------------------------------- hot path
 

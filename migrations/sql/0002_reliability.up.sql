@@ -46,6 +46,54 @@ ALTER TABLE core_events ALTER COLUMN data TYPE json; -- written once and sent as
 
 -- ---------------------------------------------------------------- circuits, budgets, windows
 
+ALTER TABLE rate_budgets RENAME COLUMN connection_id TO scope; -- a connection, or an account that connections share
+ALTER TABLE rate_budgets
+    ADD COLUMN told boolean NOT NULL DEFAULT false, -- `remaining` is what the vendor said, not what we assume
+    ADD COLUMN under_way double precision NOT NULL DEFAULT 0; -- units of calls, of all processes, of which it has not spoken
+
+CREATE TABLE circuits (
+    connection_id text PRIMARY KEY REFERENCES connections (id) ON DELETE CASCADE,
+    company_id text NOT NULL,
+    failures integer NOT NULL, -- calls in a row that the vendor did not answer
+    retry_at timestamptz NOT NULL, -- no call before it, once there are enough of them
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Who renews a connection's access token now. A lease and no lock: nothing of the database is held while the vendor is asked.
+ALTER TABLE connections ADD COLUMN renewing_until timestamptz;
+
+-- Deliveries beyond what one connection may have under way: whoever ends one takes the next from here, bookings first.
+CREATE INDEX channel_events_deliveries ON channel_events (connection_id, lane_policy, seq)
+    WHERE status = 'received' AND parent_id IS NOT NULL;
+
+-- Whether a command of a lane may run. hold: it is the oldest, behind nothing that is open or failed. supersede: it is the
+-- newest, while none of its lane is being sent.
+CREATE FUNCTION lane_is_free(of_id uuid, of_lane text, of_policy text, of_seq bigint) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT CASE of_policy
+        WHEN 'hold' THEN NOT EXISTS (
+            SELECT FROM channel_events h WHERE h.lane = of_lane AND h.seq < of_seq
+                AND h.status IN ('received', 'processing', 'retrying', 'failed'))
+        WHEN 'supersede' THEN NOT EXISTS (
+            SELECT FROM channel_events h WHERE h.lane = of_lane AND h.seq > of_seq
+                AND h.status IN ('received', 'processing', 'retrying'))
+            AND NOT EXISTS (
+            SELECT FROM channel_events h WHERE h.lane = of_lane AND h.seq < of_seq AND h.status = 'processing')
+        ELSE true END
+$$;
+
+-- The same for who means to run it: of those who ask about one lane the second waits until the first has ended its
+-- transaction, and sees what it did. Each statement of a volatile function looks anew.
+CREATE FUNCTION take_lane(of_id uuid, of_lane text, of_policy text, of_seq bigint) RETURNS boolean
+LANGUAGE sql VOLATILE AS $$
+    SELECT pg_advisory_xact_lock(hashtextextended(of_lane, 7203411963)) WHERE of_lane IS NOT NULL;
+    SELECT lane_is_free(of_id, of_lane, of_policy, of_seq)
+$$;
+
+-- Commands about one entity that are not routed yet: their order holds whichever is woken first.
+CREATE INDEX channel_events_commands ON channel_events (company_id, entity_internal_id, seq)
+    WHERE direction = 'outbound' AND parent_id IS NULL AND status = 'received';
+
 -- ---------------------------------------------------------------- operators: overlays, jobs, lanes
 
 ALTER TABLE dead_letters
@@ -100,9 +148,57 @@ CREATE INDEX outbox_taken ON outbox (taken_at, id) WHERE taken_at IS NOT NULL;
 CREATE INDEX own_writes_expiry ON own_writes (expires_at, event_id);
 CREATE INDEX dead_letters_closed ON dead_letters (resolved_at, id) WHERE status IN ('resolved', 'abandoned');
 
+-- By the server's defaults a fifth of a table is dead before it is vacuumed: of ten million rows, two million.
+ALTER TABLE webhook_log SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_cost_limit = 2000);
+ALTER TABLE core_events SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_cost_limit = 2000);
+ALTER TABLE event_attempts SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.05);
+ALTER TABLE sync_exchanges SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.05);
+ALTER TABLE own_writes SET (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+
+-- Room for a next version in the same page: a changed reservation then needs no new entries in its indexes.
+ALTER TABLE int_reservations SET (fillfactor = 80);
+ALTER TABLE int_guests SET (fillfactor = 90);
+ALTER TABLE int_availability SET (fillfactor = 90);
+
+-- ---------------------------------------------------------------- fairness between tenants
+
+-- Which companies have rows that nobody has woken, and the oldest of each, however many another one has.
+DROP INDEX channel_events_unpublished;
+CREATE INDEX channel_events_unpublished ON channel_events (company_id, direction, received_at)
+    WHERE status = 'received' AND published_at IS NULL;
+
 -- ---------------------------------------------------------------- pulls
 
+-- How far each connection was pulled, and who is at it. A connection that never was has no row.
+CREATE TABLE pulls (
+    connection_id text PRIMARY KEY REFERENCES connections (id) ON DELETE CASCADE,
+    company_id text NOT NULL,
+    covered_until timestamptz, -- everything that the vendor changed before was asked for
+    started_at timestamptz,
+    finished_at timestamptz, -- of the last one that came to its end
+    not_before timestamptz, -- after a failure, or an empty rate budget
+    spread double precision NOT NULL DEFAULT 1, -- of the interval, so that not all come at once
+    worker text,
+    lease_until timestamptz, -- whoever holds it is pulling; it runs out when he dies
+    listed integer NOT NULL DEFAULT 0, -- by the last one that came to its end
+    recorded integer NOT NULL DEFAULT 0,
+    failures integer NOT NULL DEFAULT 0, -- in a row
+    error_class text,
+    last_error text
+);
+
 -- ---------------------------------------------------------------- who may do what
+
+ALTER TABLE pulls ENABLE ROW LEVEL SECURITY;
+CREATE POLICY of_company ON pulls TO staybus_api
+    USING (company_id = current_setting('staybus.company_id', true) OR current_setting('staybus.company_id', true) = '*');
+CREATE POLICY of_worker ON pulls TO staybus_worker USING (true);
+GRANT SELECT ON pulls TO staybus_api;
+GRANT SELECT, INSERT, UPDATE ON pulls TO staybus_worker;
 
 GRANT SELECT, INSERT, UPDATE ON operator_jobs TO staybus_api;
 GRANT SELECT, UPDATE ON operator_jobs TO staybus_worker;
@@ -111,6 +207,13 @@ ALTER TABLE sync_exchanges ENABLE ROW LEVEL SECURITY;
 CREATE POLICY of_company ON sync_exchanges TO staybus_api
     USING (company_id = current_setting('staybus.company_id', true) OR current_setting('staybus.company_id', true) = '*');
 CREATE POLICY of_worker ON sync_exchanges TO staybus_worker USING (true);
+ALTER TABLE circuits ENABLE ROW LEVEL SECURITY;
+CREATE POLICY of_company ON circuits TO staybus_api
+    USING (company_id = current_setting('staybus.company_id', true) OR current_setting('staybus.company_id', true) = '*');
+CREATE POLICY of_worker ON circuits TO staybus_worker USING (true);
+GRANT SELECT ON circuits TO staybus_api;
+GRANT SELECT, INSERT, UPDATE, DELETE ON circuits TO staybus_worker;
+GRANT UPDATE (renewing_until) ON connections TO staybus_worker;
 GRANT SELECT ON sync_log, sync_exchanges TO staybus_api;
 GRANT SELECT ON sync_log TO staybus_worker;
 GRANT SELECT, INSERT, UPDATE ON sync_exchanges TO staybus_worker;
