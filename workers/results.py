@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from store.results import CoreEventRow
+from store.settle import CoreEventRow
 
 if TYPE_CHECKING:
     from uuid import UUID

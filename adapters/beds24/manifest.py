@@ -34,7 +34,6 @@ MANIFEST = Manifest(
             "webhook.inventory",
             "fetch.booking",
             "fetch.availability",
-            "pull.booking",
             "booking.create",
             "booking.update",
             "booking.cancel",
@@ -55,9 +54,6 @@ MANIFEST = Manifest(
             "fetch",
             "`hint`: read a booking from the API only when its webhook does not tell enough; `always`: every time.",
             default="hint",
-        ),
-        Field(
-            "pull", "Seconds between two pulls of what webhooks did not bring; 0: none. Default: the installation's."
         ),
     ),
     webhook_auth=(
@@ -87,5 +83,4 @@ MANIFEST = Manifest(
     },
     webhook_methods=("GET", "POST"),
     webhook_answer=202,
-    pulls=frozenset({EntityType.RESERVATION}),
 )

@@ -18,7 +18,6 @@ from ops.stack.rabbitmq import RabbitProgram, version_of
 
 _STATUS = Path("/var/lib/dpkg/status")
 _APT_SECONDS = 600
-_WANTED = ("rabbitmq-server",)
 _WHAT_TO_RUN = """\
 RabbitMQ is not here and could not be fetched. One of these helps:
   - sudo apt-get update && sudo apt-get install rabbitmq-server     (or your distribution's package of that name)
@@ -52,7 +51,7 @@ def _unpack(root: Path, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="rabbitmq-", dir=root.parent) as work:
         draft = Path(work) / "root"
         for package in _downloaded(Path(work), report):
-            run(["dpkg", "-x", str(package), str(draft)])
+            _run(["dpkg", "-x", str(package), str(draft)])
         if not _servers(draft):
             raise StackError(f"{_WHAT_TO_RUN}\n(the package rabbitmq-server holds no rabbitmq_server-*/sbin)")
         _make_movable(draft / "usr/lib/erlang")
@@ -63,39 +62,39 @@ def _unpack(root: Path, report: Report) -> None:
 
 def _downloaded(work: Path, report: Report) -> list[Path]:
     """Download all that is needed; when the lists do not allow it, update them once and try again."""
-    machine, private = Apt.of_machine(work), Apt.with_private_lists(work)
+    machine, private = _Apt.of_machine(work), _Apt.with_private_lists(work)
     report("downloading RabbitMQ from the distribution (about 35 MB)")
     try:
-        return machine.download(_WANTED)
+        return machine.download()
     except StackError:
         refreshed = machine if os.geteuid() == 0 else private
     report("updating the package lists")
     try:
-        refreshed.update()
+        _run(["apt-get", *refreshed.options, "update"])
     except StackError as error:  # one dead source among several must not stop us
         report(f"apt-get update complained: {str(error).splitlines()[-1]}")
     try:
-        return refreshed.download(_WANTED)
+        return refreshed.download()
     except StackError as error:
         raise StackError(f"{_WHAT_TO_RUN}\n({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
-class Apt:
-    """apt-get with its options, downloading into `folder`. Its methods raise StackError with apt's words."""
+class _Apt:
+    """apt-get with its options, downloading into `folder`."""
 
     options: tuple[str, ...]
     folder: Path
 
     @classmethod
-    def of_machine(cls, work: Path) -> "Apt":
+    def of_machine(cls, work: Path) -> "_Apt":
         """The machine's lists; root's sandbox account could not write into our folder."""
         return cls(
             ("-qq", "-o", "APT::Sandbox::User=root", "-o", f"Dir::State::status={_status_without_erlang(work)}"), work
         )
 
     @classmethod
-    def with_private_lists(cls, work: Path) -> "Apt":
+    def with_private_lists(cls, work: Path) -> "_Apt":
         """Lists and cache of our own under `work`, for a user who may not write the machine's."""
         for folder in ("apt/lists/partial", "apt/cache/archives/partial"):
             (work / folder).mkdir(parents=True, exist_ok=True)
@@ -111,40 +110,16 @@ class Apt:
         hooks = ("-o", "APT::Update::Post-Invoke::=", "-o", "APT::Update::Post-Invoke-Success::=")
         return cls((*own, *machine.options, *hooks), work)
 
-    @classmethod
-    def of_release(cls, work: Path, source: str) -> "Apt":
-        """Nothing installed, and one line of a sources.list: neither lists, pins nor packages of this machine count."""
-        for folder in ("etc", "apt/lists/partial", "apt/cache/archives/partial"):
-            (work / folder).mkdir(parents=True)
-        (work / "etc/sources.list").write_text(f"{source}\n")
-        (work / "status").touch()
-        places = {
-            "Dir::Etc": f"{work}/etc",
-            "Dir::State": f"{work}/apt",
-            "Dir::State::status": f"{work}/status",
-            "Dir::Cache": f"{work}/apt/cache",
-            "APT::Sandbox::User": "root",
-            "APT::Default-Release": "",
-            "APT::Update::Post-Invoke::": "",
-            "APT::Update::Post-Invoke-Success::": "",
-            "Acquire::Languages": "none",
-        }
-        return cls(("-qq", *(word for name, value in places.items() for word in ("-o", f"{name}={value}"))), work)
-
-    def update(self) -> None:
-        run(["apt-get", *self.options, "update"])
-
-    def download(self, wanted: tuple[str, ...]) -> list[Path]:
-        """The wanted packages and all that they need and is not installed."""
-        names = self._missing(wanted)
-        run(["apt-get", *self.options, "download", *names], cwd=self.folder)
+    def download(self) -> list[Path]:
+        names = self._missing()
+        _run(["apt-get", *self.options, "download", *names], cwd=self.folder)
         found = sorted(self.folder.glob("*.deb"))
         if len(found) < len(names):
             raise StackError(f"apt-get downloaded {len(found)} of {len(names)} packages")
         return found
 
-    def _missing(self, wanted: tuple[str, ...]) -> list[str]:
-        plan = run(["apt-get", *self.options, "-s", "install", "--no-install-recommends", *wanted])
+    def _missing(self) -> list[str]:
+        plan = _run(["apt-get", *self.options, "-s", "install", "--no-install-recommends", "rabbitmq-server"])
         names = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
         if "rabbitmq-server" not in names:
             raise StackError("apt-get plans no rabbitmq-server")
@@ -174,8 +149,7 @@ def _make_movable(erlang: Path) -> None:
         script.write_text(text)
 
 
-def run(command: list[str], cwd: Path | None = None) -> str:
-    """What the command prints. raises StackError with what it says instead"""
+def _run(command: list[str], cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(
             command,

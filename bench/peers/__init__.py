@@ -1,1 +1,0 @@
-"""staybus beside what a Python user would take in its place: `make bench-peers`. See docs/performance.md."""
