@@ -8,6 +8,7 @@ SHELL := /bin/sh
 ARGS ?=
 UV := .staybus/bootstrap/bin/uv
 READY := .staybus/ready
+PEERS := .staybus/peers
 STACK := .venv/bin/python -m ops.stack
 
 export UV_PROJECT_ENVIRONMENT := .venv
@@ -19,7 +20,7 @@ heading = @printf '\n== %s\n' '$(1)'
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 	@printf '\n  Words for the command go into ARGS: make test ARGS="-k outbox"\n'
 
 .PHONY: setup
@@ -67,10 +68,30 @@ bench: $(READY) ## measure throughput and latency
 	$(call heading,bench)
 	@.venv/bin/python -m bench $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(READY) $(PEERS)/ready ## the same work by FastStream, Celery and plain aio-pika, beside staybus
+	$(call heading,bench-peers)
+	@.venv/bin/python -m bench.peers $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(READY) ## what an event costs with 10 thousand, 1 and 10 million behind it (half an hour, 36 GiB)
+	$(call heading,bench-growth)
+	@.venv/bin/python -m bench.growth $(ARGS)
+
 .PHONY: faults
-faults: $(READY) ## kill and cut real servers, and look for lost or doubled messages
+faults: $(READY) ## kill processes at every step, cut servers, and look for what is lost or doubled
 	$(call heading,faults)
-	@.venv/bin/pytest -m fault tests/faults $(ARGS)
+	@.venv/bin/python -m tests.faults $(ARGS)
+
+.PHONY: converge
+converge: $(READY) ## play random schedules of changes, webhooks, commands and failures: all must end at one truth
+	$(call heading,converge)
+	@.venv/bin/python -m tests.convergence $(ARGS)
+
+.PHONY: rabbitmq4
+rabbitmq4: $(READY) ## a RabbitMQ 4 beside the usual one, for STAYBUS_RABBITMQ_ROOT
+	$(call heading,rabbitmq4)
+	@$(STACK) rabbitmq4 $(ARGS)
 
 .PHONY: clean
 clean: ## stop this checkout's servers, remove their data, the environment and the caches
@@ -90,4 +111,11 @@ $(UV): ops/bootstrap.sh
 $(READY): $(UV) pyproject.toml uv.lock
 	$(call heading,install: the locked dependencies into .venv)
 	@$(UV) sync --locked --group dev --python "$$(cat .staybus/bootstrap/python)"
+	@touch $@
+
+# In an environment of their own: what the peers need never reaches .venv, nor what staybus needs them.
+$(PEERS)/ready: $(UV) pyproject.toml uv.lock
+	$(call heading,install: the peers into $(PEERS)/venv)
+	@UV_PROJECT_ENVIRONMENT=$(PEERS)/venv $(UV) sync --locked --only-group peers \
+	  --python "$$(cat .staybus/bootstrap/python)"
 	@touch $@

@@ -7,7 +7,7 @@ the sealing of personal data, the retry policy, the capability table and the tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -71,6 +71,7 @@ class RateLimit:
     scope: str  # "account", "token", "property": what shares one budget
     reserve: float  # below this remainder only bookings go out
     least: float = 1.0  # below this remainder nothing goes out
+    cost: float = 1.0  # units that one call is taken to cost until the vendor says what it did
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,9 @@ class Manifest:
     external_ids: Mapping[EntityType, str] = field(default_factory=dict)  # regular expressions
     webhook_methods: tuple[str, ...] = ("POST",)
     webhook_answer: int = 202
+    calls_at_once: int = 8  # to one connection, from one process
     commands_with_marker: frozenset[str] = frozenset()  # the vendor keeps our marker and gives it back
+    pulls: frozenset[EntityType] = frozenset()  # what `Adapter.changes` lists; none: it is never asked
 
 
 # ------------------------------------------------------------------------------------------------ inbound
@@ -123,6 +126,14 @@ class Fact:
     payload: Mapping[str, Any]
     idempotency_key: str | None
     property_external_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of what a vendor lists. more: another call brings another part."""
+
+    facts: Sequence[Fact]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +291,24 @@ class Adapter(Protocol):
         """The present state of these entities, in as few calls as the vendor allows; what is gone is left out."""
         ...
 
+    def changes(self, session: Session, since: datetime) -> AsyncGenerator[Page]:
+        """What the vendor changed since then, page by page, in its present state and in any order; only asked of
+        vendors with `Manifest.pulls`. A fact is the one that a webhook about this state brings, its key included.
+
+        since   aware; what changed before may be listed, too
+        raises  any AdapterError, also in the middle; Malformed at the end, after all that could be read
+        """
+        ...
+
     async def execute(self, session: Session, command: Command) -> Reply:
         """Do it. raises any AdapterError"""
         ...
 
     async def find(self, session: Session, command: Command) -> Reply | None:
-        """Was it done already? Only asked of commands with Repeat.LOOK_UP."""
+        """Was it done already? Asked after a call that was not answered, but for commands with Repeat.ASK.
+
+        returns  None: it was not done; with Repeat.SAFE also where the vendor cannot be asked
+        """
         ...
 
     async def grant(self, http: Http, connection: Connection, credentials: Mapping[str, str]) -> Grant:

@@ -62,9 +62,15 @@ MOMENTS: dict[type[Exception], Moment] = {
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+# More than a process ever has under way to one vendor (256 deliveries, or 64 fetches): a call that found no socket would look
+# like a vendor that does not answer.
+MAX_CONNECTIONS = 300
+KEPT = 100  # of them, while idle
+
 
 class HttpTransport:
-    """`port.Http` over one httpx client, shared by all connections of the process.
+    """`port.Http` over one httpx client for each vendor, shared by its connections: a vendor that does not answer must not
+    take the others' sockets.
 
     connect, total  seconds; total bounds the whole exchange, so that a server that drips cannot hold a worker
     on_response     told once for every request, whatever came of it
@@ -76,7 +82,7 @@ class HttpTransport:
         *,
         connect: float = 5.0,
         total: float = 30.0,
-        max_connections: int = 100,
+        max_connections: int = MAX_CONNECTIONS,
         on_response: OnResponse | None = None,
         clock: Callable[[], float] = time.monotonic,
         lower: httpx.AsyncBaseTransport | None = None,
@@ -87,25 +93,30 @@ class HttpTransport:
         self._total = total
         self._on_response = on_response
         self._clock = clock
-        self._client = httpx.AsyncClient(
+        self._make: Callable[[], httpx.AsyncClient] = lambda: httpx.AsyncClient(
             timeout=httpx.Timeout(total, connect=connect, pool=connect),
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=min(KEPT, max_connections)),
             headers={"user-agent": f"staybus/{_version()}", "accept": "application/json"},
             follow_redirects=False,
             # One client serves all tenants: a cookie set for one must never travel with another's request.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             transport=lower,
         )
+        self._client = self._make()
+        self._siblings: dict[str, HttpTransport] = {}
 
     def for_vendor(self, vendor: str) -> HttpTransport:
-        """The same client under the name that metrics and errors shall use."""
-        sibling = copy.copy(self)
-        sibling._vendor = vendor  # noqa: SLF001 - of our own class
+        """The same settings, a client of its own, under the name that metrics and errors shall use."""
+        sibling = self._siblings.get(vendor)
+        if sibling is None:
+            sibling = self._siblings[vendor] = copy.copy(self)
+            sibling._vendor, sibling._client = vendor, self._make()  # noqa: SLF001 - of our own class
         return sibling
 
     async def close(self) -> None:
-        """Close the client, and with it that of every sibling."""
-        await self._client.aclose()
+        """Close the client, and that of every sibling."""
+        for transport in (self, *self._siblings.values()):
+            await transport._client.aclose()  # noqa: SLF001 - of our own class
 
     async def send(self, request: Request) -> Response:
         """Any status is returned, with document None where an error's body is not JSON.

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ops.stack import local
+from ops.stack.errors import StackError
 
-from .staybus import Result, fleet
+from . import measure
+from .measure import Result, UnprovenError
+from .session import EndedError, run, servers
+from .staybus import fleet
 
-FOLDER = Path(".staybus/bench/stack")
+if TYPE_CHECKING:
+    from ops.stack.local import Stack
+
+FOLDER = Path(".staybus/bench")
 
 
 def arguments() -> argparse.Namespace:
@@ -22,23 +29,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=20_000, help="events of the burst (default 20,000)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each run at a fixed rate")
     parser.add_argument("--rates", type=float, nargs="*", default=[100.0, 300.0], help="fixed rates besides half load")
-    parser.add_argument("--full", action="store_true", help="bodies as large as real ones (3 KB in place of 1 KB)")
+    parser.add_argument("--full", action="store_true", help="bodies as large as real ones (2 KB in place of 1 KB)")
     parser.add_argument("--keep", action="store_true", help="leave the servers running for the next run")
     return parser.parse_args()
 
 
-async def measure(given: argparse.Namespace, stack: local.Stack, say: Console) -> list[Result]:
-    results = []
-    async with fleet(stack, FOLDER.parent) as running:
+async def runs(given: argparse.Namespace, stack: Stack, say: Console) -> list[Result]:
+    async with fleet(stack, FOLDER) as target:
         say.print("warming up …")
-        await running.burst(1_000, 0, full=given.full)
+        await measure.burst(target, 1_000, 0, full=given.full)
         first = 10_000_000
         say.print(f"burst of {given.n:,} events over 64 connections …")
-        results.append(await running.burst(given.n, first, full=given.full))
+        results = [await measure.burst(target, given.n, first, full=given.full)]
         for rate in (*given.rates, results[0].done_rate / 2):
             first += 10_000_000
             say.print(f"{given.seconds:g} s at {rate:,.0f}/s …")
-            results.append(await running.steady(rate, given.seconds, first, full=given.full))
+            results.append(await measure.steady(target, rate, given.seconds, first, full=given.full))
     return results
 
 
@@ -73,25 +79,29 @@ def by_process(burst: Result) -> Table:
     for name in burst.cpu:
         shown.add_column(name, justify="right")
     shown.add_row("CPU us", *(f"{value:.0f}" for value in burst.cpu.values()))
-    shown.add_row("MiB", *(f"{burst.memory[name]:.0f}" for name in burst.cpu))
+    shown.add_row("MiB", *(f"{sum(burst.memory[name]):.0f}" for name in burst.cpu))
     return shown
 
 
-def main() -> None:
+def main() -> int:
     given = arguments()
     say = Console()
-    stack = local.start(FOLDER, say.print)
     try:
-        results = asyncio.run(measure(given, stack, say))
-        say.print(table(results))
-        say.print(by_process(results[0]))
-        say.print(
-            "Runs with more than 5 % foreign CPU are not clean: repeat them. docs/performance.md tells how to read this."
-        )
-    finally:
-        if not given.keep:
-            local.delete(FOLDER, say.print)
+        with servers(FOLDER, keep=given.keep, say=say.print) as stack:
+            results = run(runs(given, stack, say))
+    except (StackError, EndedError, UnprovenError) as error:
+        say.print(str(error), style="red")
+        return 1
+    except KeyboardInterrupt:
+        say.print("ended; nothing is left running")
+        return 130
+    say.print(table(results))
+    say.print(by_process(results[0]))
+    say.print(
+        "Runs with more than 5 % foreign CPU are not clean: repeat them. docs/performance.md tells how to read this."
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

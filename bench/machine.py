@@ -11,9 +11,10 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """CPU seconds by name of a process tree, and of the whole machine (busy, all)."""
+    """CPU seconds by name of a process tree, of our own ended children, and of the whole machine (busy, all)."""
 
     by_name: dict[str, float]
+    ended: float
     ours: float
     busy: float
     total: float
@@ -26,14 +27,22 @@ def snapshot(roots: dict[str, list[int]]) -> Snapshot:
     servers = sum(_tree(pid) for pids in roots.values() for pid in pids if pid not in own)
     times = psutil.cpu_times()
     total = sum(times) - times.guest - times.guest_nice
-    return Snapshot(by_name, servers + _tree(os.getpid()), total - times.idle - times.iowait, total)
+    mine = psutil.Process().cpu_times()
+    ended = mine.children_user + mine.children_system
+    return Snapshot(by_name, ended, servers + _tree(os.getpid()), total - times.idle - times.iowait, total)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """cpu: seconds by name; foreign: the share of the machine that other programs took. Above 5 % a run is not clean."""
+    """Between two snapshots.
+
+    cpu       seconds by name
+    load      seconds of what we started and what has ended meanwhile: the load generator
+    foreign   the share of the machine that other programs took. Above 5 % a run is not clean.
+    """
 
     cpu: dict[str, float]
+    load: float
     foreign: float
 
 
@@ -41,13 +50,15 @@ def cost(before: Snapshot, after: Snapshot) -> Cost:
     total = max(after.total - before.total, 1e-9)
     foreign = (after.busy - before.busy) - (after.ours - before.ours)
     return Cost(
-        {name: after.by_name[name] - before.by_name[name] for name in before.by_name}, max(0.0, foreign / total)
+        cpu={name: after.by_name[name] - before.by_name[name] for name in before.by_name},
+        load=after.ended - before.ended,
+        foreign=max(0.0, foreign / total),
     )
 
 
-def memory(pids: list[int]) -> float:
-    """MiB, proportional set size, with descendants"""
-    return sum(_pss(process.pid) for pid in pids for process in _family(pid))
+def memory(pids: list[int]) -> list[float]:
+    """MiB of each process and of each of its descendants: the proportional set size, or what is resident where that is not told"""
+    return [_held(process.pid) for pid in pids for process in _family(pid)]
 
 
 def _tree(pid: int) -> float:
@@ -70,11 +81,14 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _pss(pid: int) -> float:
+def _held(pid: int) -> float:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) / 1024
     except OSError:
+        pass
+    try:
+        return float(psutil.Process(pid).memory_info().rss) / 2**20
+    except psutil.Error:
         return 0.0
-    return 0.0

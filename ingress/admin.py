@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from starlette.responses import Response
 
-from schemas.vocabulary import DeadLetterStatus, EventStatus
+from schemas.vocabulary import DeadLetterStatus, EventStatus, Owner
 from store import connections, dead_letters, events
 from store.pool import as_company
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import asyncpg
     from starlette.requests import Request
 
-    from store.pool import Pool
+    from store.pool import Connection, Pool
 
 MOST = 500
 
@@ -85,11 +85,13 @@ class Admin:
 
     async def list_dead_letters(self, request: Request) -> Response:
         caller = await authorise(request, self._workers, "admin")
-        query = _Query(request, {"status", "vendor", "company", "type", "error", "fingerprint", "limit", "before"})
+        query = _Query(
+            request, {"status", "vendor", "company", "type", "error", "fingerprint", "owner", "limit", "before"}
+        )
         wanted = dead_letters.Filter(
             status=query.word("status", DeadLetterStatus), vendor=query.text("vendor"),
             company_id=query.text("company"), operation=query.text("type"), error_class=query.text("error"),
-            fingerprint=query.text("fingerprint"),
+            fingerprint=query.text("fingerprint"), owner=query.word("owner", Owner),
         )  # fmt: skip
         limit = query.number("limit", 50, MOST)
         async with as_company(self._api, caller.company_id) as connection:
@@ -104,7 +106,7 @@ class Admin:
         async with as_company(self._api, caller.company_id) as connection:
             rows = await dead_letters.abandon(connection, [id_], caller.name, reason)
             if not rows:
-                raise Problem(404, "no-open-dead-letter", "there is no open dead letter with this id")
+                raise await _not_abandoned(connection, id_)
             await connections.audit(
                 connection, caller.name, rows[0]["company_id"], "dead_letter.abandon", str(id_), {"reason": reason}
             )
@@ -164,6 +166,13 @@ async def _reason(request: Request) -> str:
     if not 1 <= len(reason) <= 500:
         raise Problem(400, "reason-missing", 'send {"reason": "why"} with 1 to 500 characters', field="reason")
     return str(reason)
+
+
+async def _not_abandoned(connection: Connection, id_: UUID) -> Problem:
+    letter = await dead_letters.show(connection, id_)
+    if letter is not None and letter["status"] in {DeadLetterStatus.PENDING, DeadLetterStatus.RETRYING}:
+        return Problem(409, "being-sent", "its event is with a worker just now; look again when that has ended")
+    return Problem(404, "no-open-dead-letter", "there is no open dead letter with this id")
 
 
 def _no_event() -> Problem:

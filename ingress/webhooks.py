@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import orjson
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import CardDataRefused, Malformed, SignatureRefused
 from adapters.port import Fact, WebhookAuth, WebhookRequest
 from adapters.signatures import verify
-from schemas.ids import uuid7
 from store.gather import Gather, GatherFull
-from store.ingest import FactOutcome, FactRow, RequestRow, record
+from store.ingest import FactOutcome, FactRow, RequestRow, fact_row, record
+from store.marks import Marks
 from store.pool import is_outage
-from store.seal import split
 from telemetry import metrics
 from telemetry.logs import about
 from telemetry.trace import begin
@@ -38,15 +36,17 @@ if TYPE_CHECKING:
 
     from adapters.port import Adapter
     from store.directory import Directory, Known
-    from store.marks import Marks
     from store.pool import Pool
     from topology.publisher import Publisher
+
+    from .fairness import Shares
 
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 1024 * 1024  # bytes; the largest real webhook seen has 20 KB
 _KEPT_BODY = 64 * 1024  # of a verified body that could not be parsed
+LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its rows
 WAITING = 5_000  # requests that may wait for the database; beyond that 429, while each wait is still short
 
 
@@ -79,7 +79,7 @@ class Webhooks:
         directory: Directory,
         adapters: Mapping[str, Adapter],
         publisher: Publisher,
-        marks: Marks,
+        shares: Shares,
         attempts: Mapping[str, int],
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -89,14 +89,17 @@ class Webhooks:
         self._directory = directory
         self._adapters = adapters
         self._publisher = publisher
-        self._marks = marks
+        self._shares = shares
+        self._marks = Marks(pool, shares.mark)
         self._attempts = attempts
         self._now = now
         self._personal = {
             name: tuple(tuple(path.split(".")) for path in adapter.manifest.personal_paths)
             for name, adapter in adapters.items()
         }
-        self._records: Gather[RequestRow, list[FactOutcome]] = Gather(self._record, waiting=WAITING)
+        self._records: Gather[RequestRow, list[FactOutcome]] = Gather(
+            self._record, flights=2, linger=LINGER, waiting=WAITING
+        )
         self._publishing: set[asyncio.Task[None]] = set()
 
     async def receive(self, request: Request, vendor: str, connection_id: str) -> Accepted:
@@ -131,7 +134,9 @@ class Webhooks:
         webhook = WebhookRequest(
             request.method,
             dict(request.headers),
-            {name.lower(): value for name, value in request.query_params.items()},
+            {name.lower(): value for name, value in request.query_params.items()}
+            if request.scope["query_string"]
+            else {},
             body,
         )
         arrival.trace = begin(webhook.headers.get("traceparent"))
@@ -218,23 +223,8 @@ class Webhooks:
         )
 
     def _fact(self, fact: Fact, known: Known, arrival: Arrival) -> FactRow:
-        connection = known.connection
-        readable, personal = split(fact.payload, self._personal[connection.vendor])
-        id_ = uuid7()
-        return FactRow(
-            id=id_,
-            company_id=connection.company_id,
-            connection_id=connection.id,
-            property_id=fact.property_external_id,
-            event_type=fact.event_type,
-            entity_type=fact.entity_type.value,
-            entity_external_id=fact.external_id,
-            idempotency_key=f"{connection.id}:{fact.idempotency_key or id_}",
-            payload=orjson.dumps(readable).decode(),
-            sealed=known.cipher.seal(personal),
-            trace=arrival.trace,
-            max_attempts=self._attempts[connection.vendor],
-        )
+        vendor = known.connection.vendor
+        return fact_row(fact, known, self._personal[vendor], trace=arrival.trace, max_attempts=self._attempts[vendor])
 
     async def _submit(self, row: RequestRow) -> list[FactOutcome]:
         try:
@@ -283,7 +273,7 @@ class Webhooks:
         return outcomes
 
     async def _publish(self, wakes: Sequence[WakeUp]) -> None:
-        self._marks.add(await announce(self._publisher, wakes))
+        self._marks.add(await announce(self._publisher, self._shares.admit(wakes)))
 
 
 async def _read(request: Request, arrival: Arrival) -> bytes:

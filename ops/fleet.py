@@ -7,19 +7,22 @@ import gc
 import logging
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import uvloop
-from aiormq.exceptions import AMQPError
 from starlette.applications import Starlette
 
 from ingress.admin import Admin
 from ingress.app import create_app, health_routes
+from ingress.fairness import Shares
 from ingress.webhooks import Webhooks
 from store import schema
 from store.pool import API_ROLE, is_outage, open_pool
 from store.presence import Presence
+from store.retention import Keep
 from telemetry import logs, metrics
+from topology.announce import WakeUp, announce
 from topology.apply import BrokerUnavailable, check
 from topology.consumer import Consumer
 from topology.declared import ROUTER_QUEUE, UNROUTABLE, dlq, inbound_queue, outbound_queue
@@ -28,8 +31,11 @@ from topology.retry import POLICIES
 from workers.delivery import DeliveryStage
 from workers.inbound import InboundStage
 from workers.intake import Intake, Stage
+from workers.jobs import Jobs
+from workers.pull import Puller, Pulls, pulled_vendors
 from workers.recorder import Recorder
 from workers.relay import Relay
+from workers.retention import Retention
 from workers.router import RouterStage
 from workers.takeover import Takeover
 from workers.upkeep import Upkeep
@@ -38,8 +44,9 @@ from .parts import declared, inbound_attempts, open_parts, state_gauges, worker_
 from .serving import serving, stop_signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
+    from adapters.port import Adapter
     from topology.consumer import Incoming
 
     from .parts import Parts
@@ -48,7 +55,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NOT_CONSUMING = 60.0  # seconds without consuming after which a worker calls itself dead
-DELIVERIES = 64  # messages of one vendor that are delivered at once
+LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its events
+DELIVERIES = 4  # batches of one vendor's deliveries that are leased at once
 
 
 class NotReadyError(Exception):
@@ -76,7 +84,7 @@ async def ingress(settings: Settings, stop: asyncio.Event) -> None:
         api = await open_pool(settings.database_url, role=API_ROLE, name="ingress api", size=4)
         stack.push_async_callback(api.close)
         webhooks = Webhooks(
-            parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, inbound_attempts(parts.adapters)
+            parts.pool, parts.directory, parts.adapters, parts.publisher, Shares(), inbound_attempts(parts.adapters)
         )
         stack.push_async_callback(webhooks.stop)
         app = create_app(webhooks, Admin(parts.pool, api), _readiness(parts))
@@ -86,8 +94,8 @@ async def ingress(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def inbound(settings: Settings, stop: asyncio.Event) -> None:
-    async with _worker("inbound", settings, settings.inbound_port) as (parts, consume):
-        stage = InboundStage(parts.pool, parts.directory, parts.sessions, parts.teller, POLICIES, random=parts.random)
+    async with _present("inbound", settings), _worker("inbound", settings, settings.inbound_port) as (parts, consume):
+        stage = inbound_stage(parts)
         for vendor, adapter in parts.adapters.items():
             if adapter.manifest.inbound:
                 await consume(inbound_queue(vendor), stage, 2)
@@ -95,34 +103,17 @@ async def inbound(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def outbound(settings: Settings, stop: asyncio.Event) -> None:
-    presence = Presence(settings.database_url, worker_name("outbound"))
-    await presence.start()
-    try:
-        await _outbound(settings, stop)
-    finally:
-        await presence.stop()  # after the last delivery was settled or given back
-
-
-async def _outbound(settings: Settings, stop: asyncio.Event) -> None:
-    async with _worker("outbound", settings, settings.outbound_port) as (parts, consume):
+    async with (
+        _present("outbound", settings),
+        _worker("outbound", settings, settings.outbound_port) as (parts, consume),
+    ):
         router = RouterStage(
             parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, parts.teller, POLICIES
-        )
-        deliveries = DeliveryStage(
-            parts.pool,
-            parts.directory,
-            parts.sessions,
-            parts.publisher,
-            parts.marks,
-            parts.teller,
-            POLICIES,
-            worker=parts.worker,
-            random=parts.random,
         )
         await consume(ROUTER_QUEUE, router, 1)  # one at a time: commands about one entity keep their order
         for vendor, adapter in parts.adapters.items():
             if adapter.manifest.commands or adapter.manifest.actions:
-                await consume(outbound_queue(vendor), deliveries, DELIVERIES)
+                await consume(outbound_queue(vendor), delivery_stage(parts, adapter), DELIVERIES)
         await stop.wait()
 
 
@@ -149,20 +140,41 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
             consumers.append(consumer)
             recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue)
             tasks.append(asyncio.create_task(recorder.run(inbox), name=f"recorder {queue}"))
-        relay = Relay(parts.pool, parts.directory, parts.publisher)
 
-        async def waiting() -> dict[str, int]:
-            try:
-                return await depths(settings.amqp_url, [*queues, UNROUTABLE], ca_file=settings.amqp_ca_file)
-            except AMQPError as error:
-                raise ConnectionError(str(type(error).__name__)) from error
+        async def waiting(asked: Iterable[str] = (*queues, UNROUTABLE)) -> dict[str, int]:
+            return await depths(settings.amqp_url, asked, ca_file=settings.amqp_ca_file)
 
+        relay = Relay(parts.pool, parts.directory, parts.publisher, waiting)
         takeover = Takeover(parts.pool)
+        retention = Retention(parts.pool, Keep.of_days(settings.retention_days, settings.dead_letter_retention_days))
+
+        async def wake(wakes: Sequence[WakeUp]) -> None:
+            parts.marks.add(await announce(parts.publisher, wakes))
+
+        pulls = Pulls(
+            parts.pool,
+            Puller(
+                parts.pool,
+                parts.directory,
+                parts.sessions,
+                parts.governor,
+                inbound_attempts(parts.adapters),
+                wake,
+                overlap=timedelta(seconds=settings.pull_overlap),
+                random=parts.random,
+            ),
+            pulled_vendors(parts.adapters),
+            worker=parts.worker,
+            every=settings.pull_interval,
+        )
         upkeep = Upkeep(parts.pool, parts.directory, parts.sessions, waiting)
         tasks += [
             asyncio.create_task(relay.run(stop), name="relay"),
             asyncio.create_task(upkeep.run(stop), name="upkeep"),
             asyncio.create_task(takeover.run(stop), name="takeover"),
+            asyncio.create_task(Jobs(parts.pool, parts.adapters).run(stop), name="jobs"),
+            asyncio.create_task(pulls.run(stop), name="pulls"),
+            asyncio.create_task(retention.run(stop), name="retention"),
         ]
         app = Starlette(routes=health_routes(_readiness(parts), _liveness(consumers)))
         async with serving(app, settings.host, settings.scheduler_port, grace=1):
@@ -181,6 +193,46 @@ PROCESSES: dict[str, Callable[[Settings, asyncio.Event], Coroutine[None, None, N
 # ------------------------------------------------------------------------------------------------ shared
 
 
+def inbound_stage(parts: Parts) -> InboundStage:
+    return InboundStage(
+        parts.pool,
+        parts.directory,
+        parts.sessions,
+        parts.governor,
+        parts.teller,
+        POLICIES,
+        worker=parts.worker,
+        random=parts.random,
+    )
+
+
+def delivery_stage(parts: Parts, adapter: Adapter) -> DeliveryStage:
+    return DeliveryStage(
+        parts.pool,
+        parts.directory,
+        parts.sessions,
+        parts.governor,
+        parts.publisher,
+        parts.marks,
+        parts.teller,
+        POLICIES,
+        worker=parts.worker,
+        random=parts.random,
+        calls_at_once=adapter.manifest.calls_at_once,
+    )
+
+
+@asynccontextmanager
+async def _present(name: str, settings: Settings) -> AsyncIterator[None]:
+    """For as long as this process may hold leases, until after the last one was settled or given back."""
+    presence = Presence(settings.database_url, worker_name(name))
+    await presence.start()
+    try:
+        yield
+    finally:
+        await presence.stop()
+
+
 @asynccontextmanager
 async def _worker(
     name: str, settings: Settings, port: int
@@ -193,7 +245,7 @@ async def _worker(
         await _check_topology(parts)
 
         async def consume(queue: str, stage: Stage, flights: int) -> None:
-            intake = Intake(stage, queue=queue, flights=flights)
+            intake = Intake(stage, queue=queue, flights=flights, linger=LINGER)
             consumer = Consumer(
                 settings.amqp_url,
                 queue,
@@ -214,10 +266,21 @@ async def _worker(
             try:
                 yield parts, consume
             finally:
-                await asyncio.gather(*(consumer.stop_consuming() for consumer in consumers))
-                await asyncio.gather(*(intake.drain(settings.grace) for intake in intakes))
+                await asyncio.gather(
+                    *(_wind_up(*pair, settings.grace) for pair in zip(consumers, intakes, strict=True))
+                )
                 await parts.teller.stop()
                 await asyncio.gather(*(consumer.stop() for consumer in consumers))
+
+
+async def _wind_up(consumer: Consumer, intake: Intake, grace: float) -> None:
+    """The router's queue has another consumer at once, and an order: what is not begun must be back before that one begins."""
+    if consumer.queue == ROUTER_QUEUE:
+        await intake.drain(grace, give_back=False)
+        await consumer.leave()
+    else:
+        await consumer.stop_consuming()
+        await intake.drain(grace)
 
 
 async def _watch(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:

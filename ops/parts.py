@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 from adapters.registry import adapters as load_adapters
 from adapters.transport import HttpTransport
 from store.directory import Directory
-from store.ingest import mark_core_published, mark_published
+from store.ingest import mark_published
 from store.marks import Marks
 from store.pool import WORKER_ROLE, open_pool
+from store.results import told
 from store.seal import KeyFile
 from telemetry import metrics
 from topology.declared import VendorRoutes, topology
 from topology.link import LinkState
 from topology.publisher import Publisher
 from topology.retry import POLICIES
+from workers.governor import Governor
 from workers.sessions import Sessions, Tokens
 from workers.tell import Teller
 
@@ -48,6 +50,7 @@ class Parts:
     marks: Marks
     teller: Teller
     sessions: Sessions
+    governor: Governor
     worker: str  # this process, in leases and history
     random: Callable[[], float]
 
@@ -99,9 +102,11 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
         stack.push_async_callback(publisher.stop)
         marks = Marks(pool, mark_published)
         stack.push_async_callback(marks.stop)
-        teller = Teller(publisher, Marks(pool, mark_core_published))
+        teller = Teller(publisher, Marks(pool, told))
         stack.push_async_callback(teller.stop)
         tokens: dict[str, Tokens] = {vendor: Tokens(pool, transport.for_vendor(vendor)) for vendor in adapters}
+        for one in tokens.values():
+            stack.push_async_callback(one.stop)
         sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__)
         yield Parts(
             name=name,
@@ -113,6 +118,7 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
             marks=marks,
             teller=teller,
             sessions=sessions,
+            governor=Governor(pool, random=random.random),
             worker=worker_name(name),
             random=random.random,
         )

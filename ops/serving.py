@@ -6,14 +6,48 @@ import asyncio
 import contextlib
 import signal
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from starlette.applications import Starlette
+
+
+class _Whole:
+    """A transport that sends what was written in one turn of the loop at once: head and body of an answer are two writes of
+    the server, and a system call each would be a twentieth of the ingress.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held:
+            data, self._held = b"".join(self._held), []
+            self._transport.write(data)
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the class above it
+        super().connection_made(cast("asyncio.Transport", _Whole(transport)))
 
 
 class _Server(uvicorn.Server):
@@ -34,7 +68,7 @@ async def serving(app: Starlette, host: str, port: int, *, grace: float = 10.0) 
         host=host,
         port=port,
         loop="none",
-        http="httptools",
+        http=_Protocol,
         ws="none",
         access_log=False,
         log_config=None,

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -37,6 +38,19 @@ class Settings(BaseSettings):
     grace: float = Field(default=25.0, ge=0)  # seconds to finish what is in hand at a stop
     prefetch: int = Field(default=100, ge=1, le=2000)  # messages; each brings up to 200 events
     vendor_timeout: float = Field(default=30.0, gt=0)  # seconds for one call
+    pull_interval: float = Field(default=300.0, ge=0)  # seconds between two pulls of a connection; 0: none
+    pull_overlap: float = Field(default=600.0, ge=0)  # seconds before the last one's begin from which the next one asks
+    retention_days: int = 30  # finished events, logs and results
+    dead_letter_retention_days: int = 30  # from when a dead letter was closed
+
+    @field_validator("retention_days", "dead_letter_retention_days")
+    @classmethod
+    def _at_least_a_day(cls, days: int) -> int:
+        if days < 1:
+            raise PydanticCustomError(
+                "too_short", "at least 1: a vendor's resend within 24 hours is known by the row of its first"
+            )
+        return days
 
     @classmethod
     def settings_customise_sources(

@@ -35,18 +35,38 @@ class Guest(Entity):
         return bool(self.first_name or self.last_name or self.email or self.phone)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+ASKED = 100  # added to the tie of what the vendor was asked for; the database compares by it, too
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
-    """The fence: a state replaces the stored one only if its version is greater.
+    """The fence: a state replaces the stored one only if it is greater. What is equal, or of the same modification time and
+    smaller, may be the later change all the same: then the vendor is asked.
 
     modified_at  the vendor's own modification time of the entity
     observed_at  when that state was seen: the webhook's time stamp, or the time at which a fetch began
-    tie          0-99, breaks what is left the same way in any order of arrival (a cancellation wins over the rest)
+    tie          0-99, chooses among equals that come together, the same way in any order (a cancellation before the rest)
+    asked        the vendor's API said so. Of one modification time that is greater than what a webhook told, whenever: the
+                 two times come from two clocks
     """
 
     modified_at: datetime
     observed_at: datetime
     tie: int = 0
+    asked: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.tie + (ASKED if self.asked else 0)
+
+    def replaces(self, stored: Version) -> bool:
+        """As the WHERE of the database's upserts has it."""
+        mine = (self.modified_at, self.asked, self.observed_at)
+        return mine > (stored.modified_at, stored.asked, stored.observed_at)
+
+    def __lt__(self, other: Version) -> bool:
+        mine = (self.modified_at, self.asked, self.observed_at, self.tie)
+        return mine < (other.modified_at, other.asked, other.observed_at, other.tie)
 
 
 class Reservation(Entity):

@@ -98,8 +98,10 @@ def encode(event: Event) -> bytes:
     return orjson.dumps(event.model_dump(mode="json", exclude_none=True))
 
 
-def wake_ups(type_: str, rows: Sequence[tuple[uuid.UUID, str, str | None]]) -> bytes:
-    """The body that wakes these rows (id, company id, traceparent): one event in structured mode, several as a batch.
+def wake_ups(type_: str, rows: Sequence[tuple[uuid.UUID, str, str | None, str | None]]) -> bytes:
+    """The body that wakes these rows: one event in structured mode, several as a batch.
+
+    rows: (id, company id, traceparent, connection id)
 
     Written by hand and not through the model: it is the hot path and the values are ours.
     """
@@ -111,7 +113,8 @@ def wake_ups(type_: str, rows: Sequence[tuple[uuid.UUID, str, str | None]]) -> b
             "type": type_,
             "companyid": company,
             **({"traceparent": trace} if trace else {}),
+            **({"connectionid": connection} if connection else {}),
         }
-        for id_, company, trace in rows
+        for id_, company, trace, connection in rows
     ]
     return orjson.dumps(events[0] if len(events) == 1 else events)

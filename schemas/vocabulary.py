@@ -28,6 +28,28 @@ class DeadLetterStatus(StrEnum):
     ABANDONED = "abandoned"
 
 
+class JobKind(StrEnum):
+    """What an operators' job does to what it names."""
+
+    REQUEUE = "requeue"
+    ABANDON = "abandon"
+    REPLAY = "replay"
+
+
+class JobStatus(StrEnum):
+    """Where an operators' job stands."""
+
+    WAITING = "waiting"  # no scheduler has begun it
+    CANARY = "canary"  # its first ones run, and decide about the rest
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"  # by an operator; what it let run before goes on
+    FAILED = "failed"  # its canary did not come through, or it could not be done
+
+
+OPEN_JOBS = (JobStatus.WAITING, JobStatus.CANARY, JobStatus.RUNNING)
+
+
 class Owner(StrEnum):
     """Who can mend a dead letter."""
 

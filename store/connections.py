@@ -43,9 +43,15 @@ class ApiKey:
     scopes: frozenset[str]
 
 
-async def lock_tokens(connection: Connection, connection_id: str) -> None:
-    """Until the transaction ends nobody else renews this connection's token."""
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7203411960))", connection_id)
+async def begin_renewal(connection: Connection, connection_id: str, seconds: float) -> datetime | None:
+    """Until when it is ours to renew this connection's token; None: somebody else is at it."""
+    until: datetime | None = await connection.fetchval(_SQL["begin_renewal"], connection_id, seconds)
+    return until
+
+
+async def end_renewal(connection: Connection, connection_id: str, until: datetime) -> None:
+    """until: what `begin_renewal` returned"""
+    await connection.execute(_SQL["end_renewal"], connection_id, until)
 
 
 async def company_keys(connection: Connection) -> list[tuple[str, bytes]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import orjson
+
 from schemas.vocabulary import Fault, Owner
 
 from .relay import Asleep
@@ -13,7 +15,8 @@ from .settle import DeadLetterRow
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     import asyncpg
 
@@ -34,7 +37,7 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """None matches all; status None means open (pending or retrying)."""
+    """None matches all; status None means open (pending or retrying). until: up to this id, which are in order of time."""
 
     status: str | None = None
     vendor: str | None = None
@@ -42,6 +45,8 @@ class Filter:
     operation: str | None = None
     error_class: str | None = None
     fingerprint: str | None = None
+    owner: str | None = None
+    until: UUID | None = None
 
 
 async def behind_letters(connection: Connection, ids: Sequence[UUID]) -> list[Behind]:
@@ -84,19 +89,28 @@ async def park_poison(connection: Connection, ids: Sequence[UUID]) -> list[DeadL
 
 async def find(connection: Connection, wanted: Filter, limit: int, before: UUID | None = None) -> list[asyncpg.Record]:
     """Newest first; before: the last id of the page before."""
-    return list(
-        await connection.fetch(
-            _SQL["list"],
-            wanted.status,
-            wanted.vendor,
-            wanted.company_id,
-            wanted.operation,
-            wanted.error_class,
-            wanted.fingerprint,
-            before,
-            limit,
-        )
-    )
+    return list(await connection.fetch(_SQL["list"], *_given(wanted), before, limit))
+
+
+async def oldest(connection: Connection, wanted: Filter, limit: int, after: UUID | None = None) -> list[asyncpg.Record]:
+    """Open ones, oldest first; after: the last id of the page before."""
+    return list(await connection.fetch(_SQL["oldest"], *_given(wanted), after, limit))
+
+
+async def newest(connection: Connection) -> UUID | None:
+    """Up to where a filter reaches now."""
+    id_: UUID | None = await connection.fetchval(_SQL["newest"])
+    return id_
+
+
+async def kinds(connection: Connection, wanted: Filter) -> list[asyncpg.Record]:
+    """How many open ones of which vendor and operation."""
+    return list(await connection.fetch(_SQL["kinds"], *_given(wanted)))
+
+
+async def groups(connection: Connection, wanted: Filter) -> list[asyncpg.Record]:
+    """Open letters by cause, with one of their messages."""
+    return list(await connection.fetch(_SQL["groups"], *_given(wanted)))
 
 
 async def show(connection: Connection, id_: UUID) -> asyncpg.Record | None:
@@ -104,22 +118,67 @@ async def show(connection: Connection, id_: UUID) -> asyncpg.Record | None:
     return await connection.fetchrow(_SQL["show"], id_)
 
 
-async def groups(connection: Connection, vendor: str | None, company_id: str | None) -> list[asyncpg.Record]:
-    """Open letters by cause, with one of their messages."""
-    return list(await connection.fetch(_SQL["groups"], vendor, company_id))
-
-
 async def requeue(
-    connection: Connection, event_ids: Sequence[UUID], actor: str, note: str | None = None
+    connection: Connection,
+    event_ids: Sequence[UUID],
+    actor: str,
+    note: str | None = None,
+    job_id: UUID | None = None,
 ) -> list[tuple[UUID, str]]:
     """returns (event id, company) of those that had failed or been abandoned and now go again"""
-    return [(r["id"], r["company_id"]) for r in await connection.fetch(_SQL["requeue"], event_ids, actor, note)]
+    rows = await connection.fetch(_SQL["requeue"], event_ids, actor, note, job_id)
+    return [(r["id"], r["company_id"]) for r in rows]
 
 
 async def abandon(connection: Connection, letter_ids: Sequence[UUID], actor: str, reason: str) -> list[dict[str, Any]]:
-    """Gives up, for good and with a reason; lanes that were held go on."""
+    """Gives up, for good and with a reason; lanes that were held go on. What is being sent just now is left alone."""
     rows = [dict(row) for row in await connection.fetch(_SQL["abandon"], letter_ids, actor, reason)]
-    lanes = [row["lane"] for row in rows if row["lane"]]
+    await wake_lanes(connection, [row["lane"] for row in rows if row["lane"]])
+    return rows
+
+
+async def wake_lanes(connection: Connection, lanes: Sequence[str]) -> None:
+    """After their heads were given up, in the same transaction."""
     if lanes:
         await connection.execute(_SQL["wake_lanes"], lanes)
-    return rows
+
+
+# ------------------------------------------------------------------------------------------------ edits
+
+
+async def editable(connection: Connection, id_: UUID) -> asyncpg.Record | None:
+    """A letter, by its own id or its event's, with the event and the edit as they are kept."""
+    return await connection.fetchrow(_SQL["editable"], id_)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """An edit as it is kept: readable and sealed part, and all of its paths. readable None: no edit any more."""
+
+    readable: Mapping[str, Any] | None
+    sealed: bytes | None
+    paths: Sequence[str]
+
+
+async def edit(
+    connection: Connection,
+    letter_id: UUID,
+    event_id: UUID,
+    kept: Edit,
+    actor: str,
+    note: str | None,
+    seen: datetime | None,
+) -> bool:
+    """False: its event runs again, or it was edited since `seen`; the caller must roll back then."""
+    readable = None if kept.readable is None else orjson.dumps(kept.readable).decode()
+    found = await connection.fetchval(
+        _SQL["edit"], letter_id, event_id, readable, kept.sealed, list(kept.paths) or None, actor, note, seen
+    )
+    return found is not None
+
+
+def _given(wanted: Filter) -> tuple[str | UUID | None, ...]:
+    return (
+        *(wanted.status, wanted.vendor, wanted.company_id, wanted.operation, wanted.error_class),
+        *(wanted.fingerprint, wanted.owner, wanted.until),
+    )

@@ -1,7 +1,7 @@
 """Gathers concurrent calls of one kind into one batch: the largest lever on the database (docs/performance.md).
 
-What arrives while batches are under way is the next batch. With nothing under way a call goes out in the same turn of
-the loop, so that at low load gathering costs no time.
+What arrives while batches are under way is the next batch. With little to do a call goes out in the same turn of the loop, so
+that at low load gathering costs no time; only when batches are not small does the next one wait a moment for company.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+BUSY = 8  # items in a batch, from which on it pays to wait for more
+
+
 class GatherFull(Exception):  # noqa: N818 - a state, not a fault
     """More callers wait than `waiting` allows."""
 
@@ -24,7 +27,7 @@ class Gather(Generic[T, R]):
     """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
 
     flights  batches under way at once
-    pause    seconds that a first item waits for company while something is under way already
+    linger   seconds that an item waits for company after a batch that was not small
     """
 
     def __init__(
@@ -33,13 +36,14 @@ class Gather(Generic[T, R]):
         *,
         most: int = 200,
         flights: int = 2,
-        pause: float = 0.0,
+        linger: float = 0.0,
         waiting: int = 10_000,
     ) -> None:
         self._act = act
         self._most = most
         self._flights = flights
-        self._pause = pause
+        self._linger = linger
+        self._last = 0  # size of the last batch
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
@@ -55,12 +59,8 @@ class Gather(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._items.append((item, future))
-        if not self._scheduled and len(self._tasks) < self._flights:
-            self._scheduled = True
-            if self._tasks and self._pause:
-                loop.call_later(self._pause, self._start)
-            else:
-                loop.call_soon(self._start)
+        if len(self._tasks) < self._flights:
+            self._schedule()
         return future
 
     async def drain(self) -> None:
@@ -70,18 +70,29 @@ class Gather(Generic[T, R]):
                 self._start()
             await asyncio.wait(set(self._tasks))
 
+    def _schedule(self) -> None:
+        if self._scheduled:
+            return
+        self._scheduled = True
+        loop = asyncio.get_running_loop()
+        if self._linger and self._last >= BUSY and len(self._items) < self._most:
+            loop.call_later(self._linger, self._start)
+        else:
+            loop.call_soon(self._start)
+
     def _start(self) -> None:
         self._scheduled = False
         while self._items and len(self._tasks) < self._flights:
             batch, self._items = self._items[: self._most], self._items[self._most :]
+            self._last = len(batch)
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._landed)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._items and not self._scheduled:
-            self._start()
+        if self._items:
+            self._schedule()
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:

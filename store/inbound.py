@@ -12,7 +12,7 @@ import orjson
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from schemas.entities import Availability, Property, Reservation, RoomType, Sourced
@@ -42,6 +42,7 @@ class InboundRow:
     trace: str | None
     error_class: str | None
     own_writes: str | None
+    overlay: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,25 @@ async def start_alone(connection: Connection, id_: UUID) -> int | None:
     return starts
 
 
+async def lease(
+    connection: Connection, ids: Sequence[UUID], worker: str, seconds: float, starts: int
+) -> dict[UUID, int]:
+    """Those that nobody else has, with how often they were started without an answer, this time included."""
+    rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts)
+    return {row["id"]: row["starts"] for row in rows}
+
+
+async def prolong(connection: Connection, ids: Sequence[UUID], worker: str, seconds: float) -> None:
+    """Leases that this worker still has begin anew."""
+    if ids:
+        await connection.execute(_SQL["prolong"], ids, worker, seconds)
+
+
+async def release(connection: Connection, ids: Sequence[UUID], worker: str) -> None:
+    """Leased and never begun: back to whoever is next, as if nothing had been."""
+    await connection.execute(_SQL["release"], ids, worker)
+
+
 async def lock_open(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     """Of these, the rows that are still open; locked until the transaction ends."""
     return {row["id"] for row in await connection.fetch(_SQL["lock_open"], ids)}
@@ -88,6 +108,16 @@ async def own_writes_by_marker(
 ) -> dict[str, tuple[dict[str, Any], datetime]]:
     rows = await connection.fetch(_SQL["own_writes_by_marker"], connection_ids, markers)
     return {row["marker"]: (orjson.loads(row["expected"]), row["written_at"]) for row in rows}
+
+
+async def stored_states(
+    connection: Connection, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """keys: (connection id, external id). What is stored of these, by the names of Reservation; locked."""
+    if not keys:
+        return {}
+    rows = await connection.fetch(_SQL["stored_states"], *zip(*keys, strict=True))
+    return {(row["connection_id"], row["external_id"]): dict(list(row.items())[2:]) for row in rows}
 
 
 async def upsert_reservations(
@@ -113,8 +143,8 @@ async def upsert_reservations(
     }
 
 
-async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
-    """Of these, which were not applied: the events whose state is exactly as new as what is stored from another event."""
+async def overtaken(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
+    """rows: as the vendor's API said. The events of those that must be asked for again, because a webhook came meanwhile."""
     if not rows:
         return set()
     columns = zip(
@@ -124,6 +154,14 @@ async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) ->
         ),
         strict=True,
     )  # fmt: skip
+    return {found["event_id"] for found in await connection.fetch(_SQL["overtaken"], *columns)}
+
+
+async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
+    """Of these, which were not applied: the events whose state has the modification time of what another event stored."""
+    if not rows:
+        return set()
+    columns = zip(*((row.event_id, *row.key, row.sourced.version.modified_at) for row in rows), strict=True)
     return {found["event_id"] for found in await connection.fetch(_SQL["same_moment"], *columns)}
 
 
@@ -135,13 +173,21 @@ def _reservation_columns(row: ReservationRow, new_id: UUID) -> tuple[Any, ...]:
         r.external_unit_id, uuid.uuid5(_GUESTS, f"{row.connection_id}\n{r.external_id}") if known else None, r.status,
         r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference,
         r.booked_at, r.cancelled_at, orjson.dumps(row.sourced.raw).decode(), row.cipher.seal(row.sourced.private),
-        version.modified_at, version.observed_at, version.tie, row.event_id,
-        row.cipher.seal(guest.model_dump(include=_SEALED_GUEST, exclude_none=True)) if guest and known else None,
-        guest.language if guest else None, guest.country if guest else None,
+        version.modified_at, version.observed_at, version.rank, row.event_id,
+        row.cipher.seal(guest.model_dump(include=SEALED_GUEST, exclude_none=True)) if guest and known else None,
+        guest.language if guest else None, guest.country if guest else None, _command(r.marker),
     )  # fmt: skip
 
 
-_SEALED_GUEST = {"first_name", "last_name", "email", "phone"}
+def _command(marker: str | None) -> UUID | None:
+    """The delivery that made it: its id is the marker's end."""
+    try:
+        return UUID(marker.rpartition(":")[2]) if marker else None
+    except ValueError:
+        return None  # somebody else's word at the vendor
+
+
+SEALED_GUEST = {"first_name", "last_name", "email", "phone"}
 
 
 async def upsert_availability(

@@ -1,17 +1,25 @@
-"""Recording webhooks: the hot path of the ingress."""
+"""Recording vendors' facts: those of webhooks (the hot path of the ingress), and those that were asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
+import orjson
+
+from schemas.ids import uuid7
+
+from .seal import split
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from schemas.vocabulary import EntityType
+
+    from .directory import Known
     from .pool import Connection
 
 _SQL = statements("ingest")
@@ -60,6 +68,46 @@ class FactOutcome:
     recorded: bool
 
 
+class Told(Protocol):
+    """What a vendor told, as adapters.port.Fact has it."""
+
+    @property
+    def event_type(self) -> str: ...
+    @property
+    def entity_type(self) -> EntityType: ...
+    @property
+    def external_id(self) -> str: ...
+    @property
+    def payload(self) -> Mapping[str, Any]: ...
+    @property
+    def idempotency_key(self) -> str | None: ...
+    @property
+    def property_external_id(self) -> str | None: ...
+
+
+def fact_row(
+    fact: Told, known: Known, personal: tuple[tuple[str, ...], ...], *, trace: str, max_attempts: int
+) -> FactRow:
+    """personal: the paths whose values are sealed. Whichever way a fact comes, its row and its key are the same."""
+    connection = known.connection
+    readable, private = split(fact.payload, personal)
+    id_ = uuid7()
+    return FactRow(
+        id=id_,
+        company_id=connection.company_id,
+        connection_id=connection.id,
+        property_id=fact.property_external_id,
+        event_type=fact.event_type,
+        entity_type=fact.entity_type.value,
+        entity_external_id=fact.external_id,
+        idempotency_key=f"{connection.id}:{fact.idempotency_key or id_}",
+        payload=orjson.dumps(readable).decode(),
+        sealed=known.cipher.seal(private),
+        trace=trace,
+        max_attempts=max_attempts,
+    )
+
+
 async def record(connection: Connection, requests: Sequence[RequestRow]) -> list[list[FactOutcome]]:
     """Durable when it returns (one statement, one commit); the outcomes of each request's facts, in order."""
     request_columns = zip(
@@ -71,6 +119,22 @@ async def record(connection: Connection, requests: Sequence[RequestRow]) -> list
         strict=True,
     )  # fmt: skip
     facts = [(n, fact) for n, request in enumerate(requests) for fact in request.facts]
+    outcomes: list[list[FactOutcome]] = [[] for _ in requests]
+    found = await _record(connection, request_columns, facts)
+    for (n, _), outcome in zip(facts, found, strict=True):
+        outcomes[n].append(outcome)
+    return outcomes
+
+
+async def record_facts(connection: Connection, facts: Sequence[FactRow]) -> list[FactOutcome]:
+    """As `record`, for facts that no request brought: nothing is written to `webhook_log`."""
+    return await _record(connection, [()] * 11, [(0, fact) for fact in facts]) if facts else []
+
+
+async def _record(
+    connection: Connection, request_columns: Iterable[Sequence[Any]], facts: Sequence[tuple[int, FactRow]]
+) -> list[FactOutcome]:
+    """facts: each with the number of its request"""
     fact_rows = [
         (n, request, f.id, f.company_id, f.connection_id, f.property_id, f.event_type, f.entity_type,
          f.entity_external_id, f.idempotency_key, f.payload, f.sealed, f.trace, f.max_attempts)
@@ -78,15 +142,16 @@ async def record(connection: Connection, requests: Sequence[RequestRow]) -> list
     ]  # fmt: skip
     fact_columns = zip(*fact_rows, strict=True) if fact_rows else [()] * 14
     rows = await connection.fetch(_SQL["record"], *request_columns, *fact_columns)
-    outcomes: list[list[FactOutcome]] = [[] for _ in requests]
-    for n, id_, recorded in sorted((row["n"], row["id"], row["recorded"]) for row in rows):
-        outcomes[facts[n][0]].append(FactOutcome(id_, recorded))
-    return outcomes
+    found = {row["n"]: FactOutcome(row["id"], row["recorded"]) for row in rows}
+    # What another call committed while ours waited for it is not in the view of our statement, but in that of the next.
+    late = [n for n, outcome in found.items() if outcome.id is None]
+    if late:
+        keys = [[getattr(facts[n][1], name) for n in late] for name in ("company_id", "idempotency_key")]
+        for n, row in zip(late, await connection.fetch(_SQL["standing"], *keys), strict=True):
+            found[n] = FactOutcome(row["id"], recorded=False)
+    return [found[n] for n in sorted(found)]
 
 
-async def mark_published(connection: Connection, ids: Sequence[UUID]) -> None:
-    await connection.execute(_SQL["mark_published"], ids)
-
-
-async def mark_core_published(connection: Connection, ids: Sequence[UUID]) -> None:
-    await connection.execute(_SQL["mark_core_published"], ids)
+async def mark_published(connection: Connection, ids: Sequence[UUID]) -> list[str]:
+    """returns the types of those that still wait"""
+    return [row["event_type"] for row in await connection.fetch(_SQL["mark_published"], ids)]

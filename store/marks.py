@@ -24,7 +24,7 @@ class Marks:
     """
 
     def __init__(
-        self, pool: Pool, write: Callable[[Connection, Sequence[UUID]], Awaitable[None]], *, pause: float = 0.5
+        self, pool: Pool, write: Callable[[Connection, Sequence[UUID]], Awaitable[object]], *, pause: float = 0.5
     ) -> None:
         self._pool = pool
         self._write = write

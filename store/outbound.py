@@ -53,11 +53,12 @@ class LoadedCommand:
     received_at: datetime
     trace: str | None
     error_class: str | None
+    overlay: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A leased delivery; attempts and starts count this one already. The budget is None where nothing is known."""
+    """A leased delivery; attempts and starts count this one already."""
 
     id: UUID
     company_id: str
@@ -76,14 +77,14 @@ class Claimed:
     error_class: str | None
     lane: str | None
     lane_policy: str | None
-    budget_remaining: float | None
-    budget_resets_at: datetime | None
+    overlay: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class LaneHead:
     id: UUID
     company_id: str
+    connection_id: str
     event_type: str
     trace: str | None
     status: str
@@ -110,8 +111,9 @@ async def insert_commands(connection: Connection, rows: Sequence[CommandRow]) ->
     return {row["id"] for row in await connection.fetch(_SQL["insert_commands"], *columns)}
 
 
-async def load_commands(connection: Connection, ids: Sequence[UUID]) -> list[LoadedCommand]:
-    return [LoadedCommand(*row) for row in await connection.fetch(_SQL["load_commands"], ids)]
+async def load_commands(connection: Connection, ids: Sequence[UUID], most: int = 500) -> list[LoadedCommand]:
+    """Those that are open, with what stands before them, in the order of recording: the first of them."""
+    return [LoadedCommand(*row) for row in await connection.fetch(_SQL["load_commands"], ids, most)]
 
 
 async def mapped_connections(
@@ -140,11 +142,11 @@ async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease:
     return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease)]
 
 
-async def older_in_lane(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, list[tuple[UUID, str]]]:
-    """Claimed delivery → (id, payload) of the older ones that wait in its lane, newest of them first."""
-    found: dict[UUID, list[tuple[UUID, str]]] = {}
+async def older_in_lane(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, list[tuple[UUID, str, str | None]]]:
+    """Claimed delivery → (id, payload, overlay) of the older ones that wait in its lane, newest of them first."""
+    found: dict[UUID, list[tuple[UUID, str, str | None]]] = {}
     for row in await connection.fetch(_SQL["older_in_lane"], ids):
-        found.setdefault(row["newest"], []).append((row["id"], row["payload"]))
+        found.setdefault(row["newest"], []).append((row["id"], row["payload"], row["overlay"]))
     return found
 
 
@@ -181,6 +183,12 @@ async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, int]], 
     return {row["id"] for row in found}
 
 
+async def note_exchanges(connection: Connection, rows: Sequence[tuple[UUID, str, str | None, str | None]]) -> None:
+    """rows: (delivery, company, what we told the vendor, what it answered), both as JSON without personal data"""
+    if rows:
+        await connection.execute(_SQL["note_exchanges"], *_columns(rows, 4))
+
+
 async def learn_external_ids(connection: Connection, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     """rows: (company, connection, entity type, external id, internal id)"""
     if rows:
@@ -192,10 +200,14 @@ async def name_entities(connection: Connection, rows: Sequence[tuple[UUID, str]]
         await connection.execute(_SQL["name_entities"], *_columns(rows, 2))
 
 
-async def note_budgets(connection: Connection, rows: Sequence[tuple[str, str, float, float]]) -> None:
-    """rows: (connection, company, units remaining, seconds until reset)"""
-    if rows:
-        await connection.execute(_SQL["note_budgets"], *_columns(rows, 4))
+async def waiting(connection: Connection, connection_id: str, limit: int) -> list[UUID]:
+    """Deliveries of this connection that could run, in the order in which they should."""
+    return [row["id"] for row in await connection.fetch(_SQL["waiting"], connection_id, limit)]
+
+
+async def wake_waiting(connection: Connection, connection_ids: Sequence[str]) -> None:
+    """The deliveries of these connections that nobody has begun are woken by the next look of the relay."""
+    await connection.execute(_SQL["wake_waiting"], connection_ids)
 
 
 async def lane_heads(connection: Connection, lanes: Sequence[str]) -> list[LaneHead]:

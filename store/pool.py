@@ -30,6 +30,7 @@ OUTAGES = (
     asyncpg.exceptions.LockNotAvailableError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,  # a standby after a failover
     asyncpg.exceptions.InvalidAuthorizationSpecificationError,  # a password being rotated
+    asyncpg.InternalClientError,  # a session that was ended in the middle of an exchange leaves the client's protocol so
 )
 
 

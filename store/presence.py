@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from .outbound import wake_waiting
 from .pool import is_outage
 
 if TYPE_CHECKING:
@@ -79,10 +80,16 @@ async def absent(connection: Connection, workers: Sequence[str]) -> set[str]:
 
 
 async def end_leases(connection: Connection, worker: str) -> int:
-    """The worker is dead: its leases end now, and what it had begun is unknown. returns how many"""
-    status = await connection.execute(
+    """The worker is dead: its leases end now, and what it had begun is unknown. returns how many
+
+    What it had turned away because so much was under way already is woken by the relay's next look: only the dead knew of it.
+    """
+    rows = await connection.fetch(
         "UPDATE channel_events SET lease_until = clock_timestamp() WHERE status = 'processing' AND worker = $1"
-        " AND lease_until > clock_timestamp()",
+        " AND lease_until > clock_timestamp() RETURNING connection_id, parent_id",
         worker,
     )
-    return int(status.rpartition(" ")[2])
+    behind = sorted({row["connection_id"] for row in rows if row["parent_id"] is not None})
+    if behind:
+        await wake_waiting(connection, behind)
+    return len(rows)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from .settle import CoreEventRow
 from .statements import statements
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("relay")
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Asleep:
-    """A row to wake. vendor: only of a delivery."""
+    """A row to wake. vendor, connection_id: only of a delivery."""
 
     id: UUID
     company_id: str
     event_type: str
     trace: str | None
     vendor: str | None
+    connection_id: str | None = None
+    inbound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,28 @@ class OutboxRow:
 
 async def take(connection: Connection, look: Look, limit: int) -> list[Asleep]:
     """Marks the rows as woken and returns them; the caller publishes after the commit."""
-    rows = await connection.fetch(_SQL[look.name], look.grace, limit)
+    return await _asleep(connection, await connection.fetch(_SQL[look.name], look.grace, limit))
+
+
+async def take_in_turn(connection: Connection, look: Look, limit: int, after: str = "") -> list[Asleep]:
+    """As `take`, for rows that nobody has woken: company by company, from the one behind `after` on."""
+    return await _asleep(connection, await connection.fetch(_SQL[look.name], look.grace, limit, after))
+
+
+async def stale(
+    connection: Connection, look: Look, limit: int, after: datetime | None = None
+) -> tuple[list[Asleep], datetime | None]:
+    """Rows whose wake-up may be lost, unmarked, in the order in which they were woken; and when the last of them was."""
+    rows = await connection.fetch(_SQL[look.name], look.grace, limit, after or _EVER)
+    return await _asleep(connection, rows), rows[-1]["published_at"] if rows else None
+
+
+async def take_lost(connection: Connection, look: Look, ids: Sequence[UUID]) -> list[Asleep]:
+    """As `take`, for those of the stale rows that are still stale."""
+    return await _asleep(connection, await connection.fetch(_SQL["lost"], look.grace, ids))
+
+
+async def _asleep(connection: Connection, rows: Sequence[asyncpg.Record]) -> list[Asleep]:
     deliveries = [row["connection_id"] for row in rows if row["parent_id"] is not None]
     vendors = {r["id"]: r["vendor"] for r in await connection.fetch(_SQL["vendors"], deliveries)} if deliveries else {}
     return [
@@ -61,25 +85,10 @@ async def take(connection: Connection, look: Look, limit: int) -> list[Asleep]:
             row["event_type"],
             row["trace"],
             vendors.get(row["connection_id"]) if row["parent_id"] is not None else None,
+            row["connection_id"],
+            row["direction"] == "inbound",
         )
         for row in rows
-    ]
-
-
-async def untold(connection: Connection, grace: float, limit: int) -> list[CoreEventRow]:
-    """Locked until the transaction ends, so that one scheduler publishes each."""
-    return [
-        CoreEventRow(
-            r["company_id"],
-            r["connection_id"],
-            r["event_type"],
-            r["subject"],
-            r["data"],
-            r["cause_id"],
-            r["trace"],
-            r["id"],
-        )
-        for r in await connection.fetch(_SQL["core"], grace, limit)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode, b64encode
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -106,18 +107,27 @@ def split(document: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> tu
     readable = dict(document)
     personal: dict[str, Any] = {}
     copied: dict[tuple[str, ...], dict[str, Any]] = {(): readable}
-    for path in paths:
-        parent = copied.get(path[:-1])
+    for way, members in _by_parent(paths):
+        parent = copied.get(way)
         if parent is None:
-            parent = _copy_down(copied, path[:-1])
+            parent = _copy_down(copied, way)
             if parent is None:
                 continue
-        name = path[-1]
-        value = parent.get(name)
-        if value not in _EMPTY:
-            personal[".".join(path)] = value
-            del parent[name]
+        for name, dotted in members:
+            value = parent.get(name)
+            if value or value not in _EMPTY:
+                personal[dotted] = value
+                del parent[name]
     return readable, personal
+
+
+@cache
+def _by_parent(paths: tuple[tuple[str, ...], ...]) -> list[tuple[tuple[str, ...], list[tuple[str, str]]]]:
+    """(way to an object, its members as (name, dotted path))"""
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for path in paths:
+        found.setdefault(path[:-1], []).append((path[-1], ".".join(path)))
+    return list(found.items())
 
 
 def join(readable: dict[str, Any], personal: Mapping[str, Any]) -> dict[str, Any]:

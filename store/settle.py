@@ -1,13 +1,14 @@
-"""Writing what became of events: status, sync log, attempts, results, dead letters. Both directions end here."""
+"""Writing what became of events: status, attempts, dead letters. Both directions end here."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from schemas.ids import uuid7
+from schemas.vocabulary import EventStatus
 
 from .statements import statements
 
@@ -18,25 +19,12 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("settle")
-
-
-@dataclass(slots=True)
-class CoreEventRow:
-    """A result for whoever listens; data is JSON text without personal data."""
-
-    company_id: str
-    connection_id: str | None
-    event_type: str
-    subject: str
-    data: str
-    cause_id: UUID
-    trace: str | None
-    id: UUID = field(default_factory=uuid7)
+_DONE = EventStatus.DONE.value
 
 
 @dataclass(slots=True)
 class FinishRow:
-    """The new state of one event. action None: no line in the sync log."""
+    """The new state of one event. keep_attempt: it belongs into the history."""
 
     id: UUID
     status: str
@@ -46,12 +34,14 @@ class FinishRow:
     error_class: str | None
     last_error: str | None
     error_code: str | None
-    action: str | None
     keep_attempt: bool
     outcome: str
-    request: str | None
-    response: str | None
     started_at: datetime
+
+    @property
+    def plain(self) -> bool:
+        """Done at the first attempt, with nothing to remember."""
+        return self.status == _DONE and self.attempts == 1 and self.starts == 0 and not self.keep_attempt
 
 
 @dataclass(slots=True)
@@ -81,21 +71,24 @@ class DeadLetterRow:
         return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:12]
 
 
-async def finish(connection: Connection, rows: Sequence[FinishRow], results: Sequence[CoreEventRow] = ()) -> None:
-    """The caller holds the rows' locks and owns the transaction."""
-    given = zip(
-        *(
-            (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code, r.action,
-             r.keep_attempt, r.outcome, r.request, r.response, r.started_at)
-            for r in rows
-        ),
-        strict=True,
-    )  # fmt: skip
-    told = [
-        (c.id, c.company_id, c.connection_id, c.event_type, c.subject, c.data, c.cause_id, c.trace) for c in results
-    ]
-    core = zip(*told, strict=True) if told else [()] * 8
-    await connection.execute(_SQL["finish"], *given, *core)
+async def finish(connection: Connection, rows: Sequence[FinishRow]) -> int:
+    """Ends those that are open; the caller owns the transaction. returns how many were"""
+    plain = [row for row in rows if row.plain]
+    others = [row for row in rows if not row.plain]
+    ended = 0
+    if plain:
+        ended += len(await connection.fetch(_SQL["done"], [row.id for row in plain], plain[0].started_at))
+    if others:
+        given = zip(
+            *(
+                (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code,
+                 r.keep_attempt, r.outcome, r.started_at)
+                for r in others
+            ),
+            strict=True,
+        )  # fmt: skip
+        ended += len(await connection.fetch(_SQL["finish"], *given))
+    return ended
 
 
 async def bury(connection: Connection, rows: Sequence[DeadLetterRow]) -> None:

@@ -18,6 +18,9 @@ ATTEMPTS = Counter("staybus_attempts", "Attempts that failed, by fault", ["vendo
 VENDOR_REQUESTS = Histogram(
     "staybus_vendor_request_seconds", "Calls to vendors", ["vendor", "operation", "status"], buckets=_LONG
 )
+CIRCUIT = Gauge(
+    "staybus_circuit_state", "1 while nothing is tried because the vendor does not answer", ["vendor", "connection"]
+)
 RATE_BUDGET = Gauge("staybus_rate_budget_remaining", "Units left of a vendor's rate limit", ["vendor", "connection"])
 DEAD_LETTERS = Gauge("staybus_dead_letters", "Open dead letters", ["vendor", "owner", "operation"])
 DEAD_LETTER_OLDEST = Gauge("staybus_dead_letter_oldest_seconds", "Age of the oldest open dead letter")
@@ -25,9 +28,15 @@ UNPUBLISHED = Gauge("staybus_unpublished_events", "Recorded events that the brok
 QUEUE_DEPTH = Gauge("staybus_queue_depth", "Messages ready in a queue", ["queue"])
 LANE_AGE = Gauge("staybus_lane_age_seconds", "Age of the oldest lane head that is not finished")
 RELAYED = Counter("staybus_relayed", "Wake-ups that the scheduler published, by reason", ["reason"])
+HELD_BACK = Counter(
+    "staybus_held_back", "Facts left to the scheduler, because their company fills a queue that is late", ["vendor"]
+)
 CONSUMING = Gauge("staybus_consuming", "1 while this process consumes the queue", ["queue"])
 BROKER_CONNECTED = Gauge("staybus_broker_connected", "1 while the connection stands", ["link"])
 BROKER_BLOCKED = Gauge(
     "staybus_broker_blocked", "1 while the broker refuses publishes (memory or disk alarm)", ["link"]
 )
+SYNC_RUNS = Counter("staybus_sync_runs", "Pulls by what became of them", ["vendor", "result"])
+SYNC_LAG = Gauge("staybus_sync_lag_seconds", "Since the connection that waits longest was pulled", ["vendor"])
+DROPPED = Counter("staybus_dropped_rows", "Old rows that retention dropped, by table", ["table"])
 DATABASE_FAULTS = Counter("staybus_database_faults", "Batches put off because the database was away")

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,9 @@ class World:
     tasks: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     apart: bool = False  # each in a process of its own, so that it can be killed
+    # Of those apart: who starts them (name, environment, log → a handle like Popen's), and their variables beside ours.
+    spawner: Callable[[str, dict[str, str], Path], Any] | None = None
+    environment: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     async def build(cls, database_url: str, amqp_url: str, folder: Path, resources: AsyncExitStack) -> World:
@@ -121,8 +125,13 @@ class World:
         env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("STAYBUS_")},
             **{f"STAYBUS_{key.upper()}": str(value) for key, value in settings.items()},
+            **self.environment.get(name, {}),
         }
-        with (self.folder / f"{name}.log").open("ab") as log:
+        path = self.folder / f"{name}.log"
+        if self.spawner is not None:
+            self.processes[name] = self.spawner(name, env, path)
+            return
+        with path.open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, name], env=env, stdout=log, stderr=log
             )

@@ -25,6 +25,7 @@ class WakeUp:
     event_type: str
     routing_key: str
     trace: str | None = None
+    connection_id: str | None = None  # of a delivery
 
 
 async def announce(publisher: Publisher, wakes: Iterable[WakeUp]) -> list[UUID]:
@@ -43,7 +44,7 @@ async def announce(publisher: Publisher, wakes: Iterable[WakeUp]) -> list[UUID]:
 
 
 def _message(routing_key: str, event_type: str, group: list[WakeUp]) -> Outgoing:
-    body = wake_ups(event_type, [(wake.id, wake.company_id, wake.trace) for wake in group])
+    body = wake_ups(event_type, [(wake.id, wake.company_id, wake.trace, wake.connection_id) for wake in group])
     single = len(group) == 1
     return Outgoing(
         routing_key=routing_key,

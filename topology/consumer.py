@@ -8,6 +8,7 @@ A delivery belongs to the channel that it came on, its generation. After a loss 
 so verdicts on deliveries of an older generation mean nothing, and are ignored.
 
 Order of a worker's stop: `stop_consuming()`, then finish what is in hand, then `stop()`: acks, give back the rest, close.
+Where the order of the queue counts: finish, then `leave()`.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ class Incoming:
 
     type             AMQP `type`
     redelivered      it was delivered before, to anybody
-    delivery_count   how often it came back to its queue, if the queue counts (quorum); None otherwise and the first time on 3.10
+    delivery_count   how often it came back to its queue, if the queue counts (quorum); None otherwise, and the first time
     tag, generation  which delivery on which channel; for the consumer only
     """
 
@@ -164,6 +165,16 @@ class Consumer:
             await session.finish()
         await self._link.stop()
 
+    async def leave(self) -> None:
+        """In place of `stop_consuming` and `stop`, for the single active consumer of a queue whose order counts: sends the acks
+        and closes. What has no verdict returns to its place before the next consumer begins; after a cancel that one would
+        begin with what comes behind, while this one still holds what is in front.
+        """
+        session = self._session
+        if session is not None:
+            await session.finish(give_back=False)
+        await self._link.stop()
+
     def _decide(self, incoming: Incoming, verdict: Verdict) -> None:
         session = self._session
         if session is not None and session.generation == incoming.generation:
@@ -192,7 +203,8 @@ class Consumer:
             delivery = message.delivery
             properties = message.header.properties
             headers = properties.headers or {}
-            returns = headers.get("x-delivery-count")
+            # 4.3 counts apart what was given back by nack, which is no delivery to it: all that came back is here.
+            returns = headers.get("x-acquired-count", headers.get("x-delivery-count"))
             incoming = Incoming(
                 body=message.body,
                 content_type=properties.content_type,
@@ -251,6 +263,7 @@ class _Session:
     ledger: AckLedger = field(default_factory=AckLedger)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _ending: bool = False
+    _gives_back: bool = True
     _hole_is_old: bool = False
     _timer: asyncio.TimerHandle | None = None
     _sender: asyncio.Task[None] | None = None
@@ -262,9 +275,10 @@ class _Session:
         if self.ledger.settle(tag, verdict):
             self._news.set()
 
-    async def finish(self) -> None:
-        """Give back what has no verdict, and send everything."""
+    async def finish(self, *, give_back: bool = True) -> None:
+        """Give back what has no verdict, unless the end of the channel shall, and send everything."""
         self._ending = True
+        self._gives_back = give_back
         self._news.set()
         if self._sender is not None:
             await asyncio.wait({self._sender}, timeout=ANSWER)
@@ -304,7 +318,7 @@ class _Session:
         acked came again). So few at a time, and an answer from the queue in between.
         """
         last = self.ledger.take(beyond_hole=True)
-        for tag in self.ledger.unsettled:
+        for tag in self.ledger.unsettled if self._gives_back else ():
             self.ledger.settle(tag, Verdict.REQUEUE)
         last += self.ledger.take(beyond_hole=True)
         for start in range(0, len(last), FEW):

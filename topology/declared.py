@@ -119,7 +119,9 @@ def _passes(source: Exchange, binding: Binding, routing_key: str) -> bool:
 def _queues(vendors: list[VendorRoutes]) -> Iterator[Queue]:
     yield Queue(UNROUTABLE, _last_stop())
     yield Queue(ROUTER_DLQ, _last_stop())
-    yield Queue(ROUTER_QUEUE, _work(ROUTER_DLQ))
+    # One consumer at a time, however many outbound processes there are: two commands about one entity that were published
+    # one after the other are routed, and so laned, in that order.
+    yield Queue(ROUTER_QUEUE, {**_work(ROUTER_DLQ), "x-single-active-consumer": True})
     # Normalised results must always be routable, though services bind queues of their own and there may be none yet. With
     # no time to live and nobody who consumes, the broker drops each at once and stores nothing: a twentieth of the cost of
     # keeping it. The rows are in core_events.

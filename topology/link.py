@@ -78,8 +78,12 @@ async def connect(url: str, *, name: str, tls: ssl.SSLContext | None = None) -> 
     connection = aio_pika.Connection(URL(url), ssl_context=tls, client_properties={"connection_name": name})
     try:
         await connection.connect()
-    except BaseException:
+    except BaseException as error:
         await connection.close()
+        if isinstance(
+            error, StopAsyncIteration
+        ):  # aiormq's word for a peer that hangs up in the middle of the handshake
+            raise ConnectionError("the connection was closed while it was made") from error
         raise
     return connection
 

@@ -1,7 +1,11 @@
 """Vendors' facts into the integration buffer.
 
-load (one query) → interpret (pure) → fetch where the fact is only a hint → settle: one transaction for the batch.
-Effects and status commit together, so an event that is handled again after a crash is applied once.
+load (one query) → interpret (pure) → settle: one transaction for the batch. Effects and status commit together, so an event
+that is handled again after a crash is applied once.
+
+A fact that is only a hint is leased in its row, and its message is done with: the vendor is asked for all the hints of one
+connection that came since the last call, one call at a time, and a slow connection holds nobody else's facts. While they
+wait their leases are kept: who waits for a slow vendor has not died.
 """
 
 from __future__ import annotations
@@ -9,68 +13,78 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, Transient
 from adapters.port import Effects, Hint, Recorded
 from schemas.event import SOURCE
 from schemas.ids import uuid7
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
-from store.seal import join
-from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
-from telemetry import metrics
+from store.overlay import document
+from store.results import keep
+from store.settle import bury, finish, resolve
 from telemetry.logs import about
 
-from . import results
 from .decide import MAX_STARTS, decide, poison
-from .echo import is_echo
+from .echo import is_echo, said_near, tells_more
+from .governor import Call, Ended, answered, uncounted
+from .inbound_rows import (
+    Work,
+    about_of,
+    dead_letter,
+    effects_of,
+    final,
+    finish_row,
+    observe,
+    own_writes_of,
+    reservation_rows,
+    results_of,
+)
 from .letters import stranger
-from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
+from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from schemas.entities import Reservation, Sourced
     from schemas.event import Event
-    from store.directory import Directory, Known
-    from store.inbound import Applied, InboundRow
+    from store.directory import Directory
     from store.pool import Connection, Pool
+    from store.results import Batch
     from topology.retry import RetryPolicy
 
+    from .governor import Governor
     from .sessions import Sessions
     from .tell import Teller
 
 _log = logging.getLogger(__name__)
 
 ECHO = "echo of our own write"
+LEASE = 120.0  # seconds; prolonged while its holder lives, and the relay takes over one that ran out
+FETCH = 90.0  # seconds that one fetch may take, all its calls and a new token included
+FETCHES = 64  # at once, of one vendor: fewer than its client has sockets
+HINTS = 100  # of one connection that share a fetch
+LAST_WORD = 5.0  # seconds at a stop for the database to take back what was not begun
+WAITING = 1_000  # hints of one connection in hand; what is beyond comes again later
 _OPEN = frozenset(status.value for status in OPEN_STATUSES)
-
-
-@dataclass(slots=True)
-class Work:
-    """One event on its way through the stage. known is None when its connection is gone."""
-
-    row: InboundRow
-    known: Known | None
-    vendor: str
-    started_at: datetime
-    outcome: Outcome | Hint | None = None
-    fetched: bool = False  # its state came from the vendor's API, not from the fact
 
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
     """told: results to publish; unsure: works that were left open, because only the vendor knows its present state."""
 
-    told: list[CoreEventRow]
+    told: Batch | None
     unsure: list[Work]
+
+
+class _SettledElsewhereError(Exception):
+    """Another worker had some of these events too, and was quicker."""
 
 
 class InboundStage:
@@ -79,40 +93,34 @@ class InboundStage:
         pool: Pool,
         directory: Directory,
         sessions: Sessions,
+        governor: Governor,
         teller: Teller,
         policies: Mapping[str, RetryPolicy],
         *,
+        worker: str,
         random: Callable[[], float],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        lease: float = LEASE,
     ) -> None:
         self._pool = pool
         self._directory = directory
         self._sessions = sessions
+        self._governor = governor
         self._teller = teller
         self._policies = policies
+        self._worker = worker
         self._random = random
         self._now = now
+        self._lease = lease
+        self._hints: dict[str, list[Work]] = {}  # by connection; while an entry is there, a task works through it
+        self._fetching: dict[str, list[Work]] = {}
+        self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCHES))  # by vendor
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
 
     async def process(self, events: Sequence[Event]) -> None:
-        works = await outlast(lambda: self._begin(events))
-        for work in works:
-            if work.outcome is None:
-                work.outcome = self._interpret(work)
-        await self._mark_echoes(works)
-        await self._fetch([work for work in works if isinstance(work.outcome, Hint)])
-        unsure = await self._settle(works)
-        if unsure:
-            await self._ask_about(unsure)
-
-    async def _ask_about(self, works: Sequence[Work]) -> None:
-        """Two changes in one second of the vendor's clock: its present state is the only judge."""
-        for work in works:
-            work.outcome = Hint(EntityType(work.row.entity_type), work.row.entity_external_id)
-        await self._fetch(works)
-        for work in works:
-            if isinstance(work.outcome, Park) and work.outcome.fault is Fault.MISCONFIGURED:
-                work.outcome = Skip("as new as the stored state, and no credentials to ask the vendor with")
-        await self._settle(works)
+        """Each is settled when this returns, or leased for as long as its vendor is asked."""
+        await self._process(events, starts=1)
 
     async def process_alone(self, event: Event) -> None:
         async def start() -> int | None:
@@ -123,11 +131,45 @@ class InboundStage:
         if starts is None:
             return
         if starts <= MAX_STARTS:
-            await self.process([event])
+            await self._process([event], starts=0)
             return
         for work in await outlast(lambda: self._begin([event])):
             work.outcome = poison(starts)
             await self._settle([work])
+
+    async def drain(self, grace: float) -> None:
+        """Calls that are under way end within `grace` seconds; what has none yet is given back, uncounted."""
+        unbegun = [work.row.id for waiting in self._hints.values() for work in waiting]
+        for waiting in self._hints.values():
+            waiting.clear()
+
+        async def release() -> None:
+            async with self._pool.acquire() as connection:
+                await store.release(connection, unbegun, self._worker)
+
+        if unbegun:
+            with suppress(TimeoutError):  # the database is away: then they are taken over
+                async with asyncio.timeout(LAST_WORD):
+                    await outlast(release)
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        if self._keeper is not None and not self._hints:
+            self._keeper.cancel()
+
+    async def _process(self, events: Sequence[Event], starts: int) -> None:
+        works = await outlast(lambda: self._begin(events))
+        for work in works:
+            if work.outcome is None:
+                work.outcome = self._interpret(work)
+        await self._mark_echoes(works)
+        unsure = await self._settle([work for work in works if not isinstance(work.outcome, Hint)])
+        for work in unsure:
+            _in_doubt(work)
+        await self._ask([work for work in works if isinstance(work.outcome, Hint)], starts)
 
     # ------------------------------------------------------------------ begin
 
@@ -160,7 +202,7 @@ class InboundStage:
             return Park(Fault.MISCONFIGURED, f"connection: {row.connection_id} is gone", Owner.TENANT, "no_connection")
         try:
             adapter = self._sessions.adapter(known.connection.vendor)
-            payload = join(orjson.loads(row.payload), known.cipher.open(row.sealed))
+            payload = document(row.payload, row.sealed, row.overlay, known.cipher)
             fact = Recorded(
                 row.id, row.event_type, EntityType(row.entity_type), row.entity_external_id, payload, row.received_at
             )
@@ -171,7 +213,7 @@ class InboundStage:
 
     def _failed(self, work: Work, error: Exception) -> Outcome:
         if not isinstance(error, AdapterError):
-            _log.exception("handler failed", extra=_about(work))
+            _log.exception("handler failed", extra=about_of(work))
         policy = self._policy(work)
         return decide(
             error, policy, attempt=work.row.attempts + 1, max_attempts=work.row.max_attempts, random=self._random
@@ -187,9 +229,9 @@ class InboundStage:
         for work in works:
             match work.outcome:
                 case Done(result=Effects(reservations=(reservation,)) as effects):
-                    writes = _writes(work.row.own_writes)
+                    writes = own_writes_of(work.row.own_writes)
                     if is_echo(reservation, writes):
-                        work.outcome = Skip(ECHO, effects)
+                        work.outcome, work.said = Skip(ECHO, effects), said_near(reservation, writes)
                     elif reservation.entity.marker and not writes:
                         marked.append((work, effects, reservation, reservation.entity.marker))
                 case _:
@@ -206,36 +248,145 @@ class InboundStage:
         written = await outlast(look)
         for work, effects, reservation, marker in marked:
             if marker in written and is_echo(reservation, [written[marker]]):
-                work.outcome = Skip(ECHO, effects)
+                work.outcome, work.said = Skip(ECHO, effects), said_near(reservation, [written[marker]])
 
-    async def _fetch(self, works: Sequence[Work]) -> None:
-        """Hints of one connection share as few calls as the vendor allows."""
-        by_connection: defaultdict[str, list[Work]] = defaultdict(list)
+    # ------------------------------------------------------------------ ask the vendor
+
+    async def _ask(self, works: Sequence[Work], starts: int) -> None:
+        """Leases the works and hands them to the tasks of their connections. starts: how many this counts as"""
+        if not works:
+            return
+
+        async def lease() -> dict[UUID, int]:
+            async with self._pool.acquire() as connection:
+                return await store.lease(connection, [work.row.id for work in works], self._worker, self._lease, starts)
+
+        leased = await outlast(lease)
+        refused = []
         for work in works:
-            by_connection[work.row.connection_id].append(work)
-        await asyncio.gather(*(self._fetch_for(group) for group in by_connection.values()))
+            if work.row.id not in leased:
+                continue  # another worker has it
+            waiting = self._hints.get(work.row.connection_id, [])
+            if leased[work.row.id] > MAX_STARTS:
+                work.outcome = poison(leased[work.row.id])
+                refused.append(work)
+            elif len(waiting) >= WAITING:
+                until = self._now() + timedelta(seconds=30 * (1 + self._random()))
+                work.outcome = Defer(until, f"{WAITING} hints of this connection wait already")
+                refused.append(work)
+            else:
+                self._hand_over(work)
+        await self._settle(refused)
 
-    async def _fetch_for(self, works: Sequence[Work]) -> None:
-        known = works[0].known
+    def _hand_over(self, work: Work) -> None:
+        connection_id = work.row.connection_id
+        if connection_id in self._hints:
+            self._hints[connection_id].append(work)
+            return
+        self._hints[connection_id] = [work]
+        task = asyncio.create_task(self._work_through(connection_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep_leases(), name="leases of hints")
+            self._keeper.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A hole in the stage. The rows' leases run out, their starts are counted, in the end they are parked as poison.
+            _log.error("fetch failed", exc_info=error)
+
+    async def _keep_leases(self) -> None:
+        """Until nothing is in hand."""
+        while self._hints:
+            await asyncio.sleep(self._lease / 4)
+            in_hand = [
+                work.row.id
+                for by_connection in (self._hints, self._fetching)
+                for works in by_connection.values()
+                for work in works
+            ]
+            await outlast(lambda ids=in_hand: self._prolong(ids))  # type: ignore[misc]
+
+    async def _prolong(self, ids: Sequence[UUID]) -> None:
+        async with self._pool.acquire() as connection:
+            await store.prolong(connection, ids, self._worker, self._lease)
+
+    async def _work_through(self, connection_id: str) -> None:
+        """The hints of one connection, as few calls as the vendor allows, until there are none."""
+        waiting = self._hints[connection_id]
+        try:
+            while waiting:
+                async with self._room[waiting[0].vendor]:
+                    works = self._fetching[connection_id] = waiting[:HINTS]  # none, if a stop has come meanwhile
+                    del waiting[:HINTS]
+                    await self._fetch({work: work.outcome for work in works if isinstance(work.outcome, Hint)})
+                waiting += map(_in_doubt, await self._settle(works))
+        finally:
+            del self._hints[connection_id]
+            self._fetching.pop(connection_id, None)
+
+    async def _fetch(self, hints: Mapping[Work, Hint]) -> None:
+        """Gives each work its outcome. One that spoils the answer for the others is found by halving, and fails alone."""
+        known = next((work.known for work in hints), None)
         if known is None:
             return
-        if known.connection.status != "active":
-            for work in works:
-                work.outcome = Defer(self._now() + timedelta(seconds=30), f"connection is {known.connection.status}")
-            return
-        hints = list({work.outcome for work in works if isinstance(work.outcome, Hint)})
         session = self._sessions.open(known)
-        try:
-            found = await session.adapter.fetch(session, hints)
-        except Exception as error:  # noqa: BLE001 - as above
-            for work in works:
-                work.outcome = self._failed(work, error)
+        call = Call(known.connection, session.adapter.manifest.rate_limit, urgent=True)
+        refused = await self._refused(call)
+        if refused is not None:
+            for work in hints:
+                work.outcome = refused
             return
+        wanted = list(dict.fromkeys(hints.values()))
+        spoiled = False
+        try:
+            async with asyncio.timeout(FETCH):
+                found = await session.adapter.fetch(session, wanted)
+        except TimeoutError:
+            life = self._not_fetched(hints, call, Transient(f"no answer within {FETCH:.0f} s"))
+        except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes an outcome
+            spoiled = len(wanted) > 1 and _may_be_of_one(error)
+            life = None if spoiled else self._not_fetched(hints, call, error)
+        else:
+            life = True
+            for work, hint in hints.items():
+                effects = found.get(hint)
+                work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
+                work.fetched = True
+        finally:
+            self._governor.ended(call)
+        await outlast(lambda: self._note(Ended(call, life, session.budget, events=len(wanted))))
+        if spoiled:
+            for half in (wanted[: len(wanted) // 2], wanted[len(wanted) // 2 :]):
+                await self._fetch({work: hint for work, hint in hints.items() if hint in half})
+
+    async def _refused(self, call: Call) -> Defer | None:
+        status = call.connection.status
+        if status != "active":
+            return Defer(self._now() + timedelta(seconds=30), f"connection is {status}")
+        (verdict,) = await outlast(lambda: self._governor.admit([call]))
+        return verdict
+
+    def _not_fetched(self, works: Iterable[Work], call: Call, error: Exception) -> bool | None:
+        """returns what the error says about the vendor's life"""
+        life: bool | None = None
         for work in works:
-            hint = work.outcome
-            effects = found.get(hint) if isinstance(hint, Hint) else None
-            work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
-            work.fetched = True
+            outcome = self._failed(work, error)
+            life = answered(outcome)
+            work.outcome = uncounted(call, outcome, self._now())
+            if work.unsure and isinstance(outcome, Park) and outcome.fault is Fault.MISCONFIGURED:
+                work.outcome = Skip("as new as the stored state, and no credentials to ask the vendor with")
+        return life
+
+    async def _note(self, ending: Ended) -> None:
+        async with self._pool.acquire() as connection, connection.transaction():
+            opened = await self._governor.note(connection, [ending])
+        if opened:
+            _log.warning(
+                "circuit open: the vendor does not answer", extra=about(connection_id=ending.call.connection.id)
+            )
 
     # ------------------------------------------------------------------ settle
 
@@ -244,12 +395,17 @@ class InboundStage:
         if not works:
             return []
         batches = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell([row for batch in batches for row in batch.told])
+        await self._teller.tell(batch.told for batch in batches)
         return [work for batch in batches for work in batch.unsure]
 
     async def _commit(self, works: Sequence[Work]) -> _Settled:
-        async with self._pool.acquire() as connection, connection.transaction():
-            return await self._write(connection, works)
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                return await self._write(connection, works)
+        except _SettledElsewhereError:  # rolled back; now only those that are open, and they stay so
+            async with self._pool.acquire() as connection, connection.transaction():
+                open_ids = await store.lock_open(connection, [work.row.id for work in works])
+                return await self._write(connection, [work for work in works if work.row.id in open_ids])
 
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """The row that the database refuses."""
@@ -258,45 +414,65 @@ class InboundStage:
         )
         return await self._commit([work])
 
+    async def _unmark(self, connection: Connection, works: Sequence[Work]) -> None:
+        """An echo that also brings what somebody else changed is told like any other state."""
+        echoes = [work for work in works if work.said is not None]
+        keys = [row.key for work in echoes for row in reservation_rows(work)]
+        stored = await store.stored_states(connection, keys)
+        for work in echoes:
+            match work.outcome:
+                case Skip(effects=Effects(reservations=(sourced,)) as effects):
+                    before = stored.get((work.row.connection_id, sourced.entity.external_id))
+                    if tells_more(sourced, work.said or {}, before):
+                        work.outcome = Done(effects)
+                case _:
+                    pass
+
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
-        open_ids = await store.lock_open(connection, [work.row.id for work in works])
-        works = [work for work in works if work.row.id in open_ids]
+        """raises _SettledElsewhereError"""
         if not works:
-            return _Settled([], [])
-        states = [row for work in works for row in _reservation_rows(work)]
+            return _Settled(None, [])
+        await self._unmark(connection, works)
+        states = [row for work in works for row in reservation_rows(work)]
+        overtaken = await store.overtaken(connection, [row for row in states if row.sourced.version.asked])
+        states = [row for row in states if row.event_id not in overtaken]
         applied = await store.upsert_reservations(connection, states, uuid7)
         fetched = {work.row.id for work in works if work.fetched}
         behind = [row for row in states if (row.event_id, row.key[1]) not in applied and row.event_id not in fetched]
-        doubtful = await store.same_moment(connection, behind)
+        doubtful = overtaken | await store.same_moment(connection, behind)
         unsure = [work for work in works if work.row.id in doubtful]
         works = [work for work in works if work.row.id not in doubtful]
         if not works:
-            return _Settled([], unsure)
+            return _Settled(None, unsure)
         nights = await store.upsert_availability(
             connection,
             [
                 (work.row.company_id, work.row.connection_id, sourced)
                 for work in works
-                for sourced in _effects(work).availability
+                for sourced in effects_of(work).availability
             ],
         )
         for work in works:
-            effects = _effects(work)
+            effects = effects_of(work)
             if effects.properties or effects.room_types:
                 row = work.row
                 await store.upsert_properties(connection, row.company_id, row.connection_id, effects.properties, uuid7)
                 await store.upsert_room_types(connection, row.company_id, row.connection_id, effects.room_types, uuid7)
-        finals = [_final(work, applied, nights) for work in works]
-        rows = [_finish_row(work, outcome, self._now()) for work, outcome in zip(works, finals, strict=True)]
-        told = [
-            result
-            for work, outcome in zip(works, finals, strict=True)
-            if isinstance(outcome, Done)
-            for result in _results(work, applied)
-        ]
-        await finish(connection, rows, told)
+        finals = [final(work, applied, nights) for work in works]
+        rows = [finish_row(work, outcome, self._now()) for work, outcome in zip(works, finals, strict=True)]
+        if await finish(connection, rows) < len(rows):
+            raise _SettledElsewhereError
+        told = await keep(
+            connection,
+            [
+                result
+                for work, outcome in zip(works, finals, strict=True)
+                if isinstance(outcome, Done)
+                for result in results_of(work, applied)
+            ],
+        )
         parked = [(work, outcome) for work, outcome in zip(works, finals, strict=True) if isinstance(outcome, Park)]
-        await bury(connection, [_dead_letter(work, outcome) for work, outcome in parked])
+        await bury(connection, [dead_letter(work, outcome) for work, outcome in parked])
         await resolve(
             connection,
             [
@@ -305,151 +481,17 @@ class InboundStage:
                 if work.row.error_class is not None and isinstance(outcome, Done | Skip)
             ],
         )
-        _observe(works, finals, self._now())
+        observe(works, finals, self._now())
         return _Settled(told, unsure)
 
 
-def _reservation_rows(work: Work) -> list[store.ReservationRow]:
-    if work.known is None:
-        return []
-    row, cipher = work.row, work.known.cipher
-    return [
-        store.ReservationRow(row.company_id, row.connection_id, row.id, cipher, sourced)
-        for sourced in _effects(work).reservations
-    ]
+def _may_be_of_one(error: Exception) -> bool:
+    """Whether one of many entities may be the reason why none could be read."""
+    return not isinstance(error, AdapterError) or error.fault in {Fault.INVALID, Fault.REJECTED}
 
 
-def _effects(work: Work) -> Effects:
-    match work.outcome:
-        case Done(result=Effects() as effects) | Skip(effects=Effects() as effects):
-            return effects
-        case _:
-            return Effects()
-
-
-def _final(
-    work: Work, applied: Mapping[tuple[UUID, str], Applied], nights: set[tuple[str, str]]
-) -> Done | Retry | Defer | Park | Skip:
-    """What was stored decides whether a Done really changed something."""
-    outcome = work.outcome
-    if outcome is None or isinstance(outcome, Hint):
-        raise AssertionError("an event reached settle without an outcome")
-    if isinstance(outcome, Done):
-        effects = _effects(work)
-        row = work.row
-        touched = any((row.id, s.entity.external_id) in applied for s in effects.reservations) or any(
-            (row.connection_id, s.entity.external_room_type_id) in nights for s in effects.availability
-        )
-        if (effects.reservations or effects.availability) and not touched:
-            return Skip("stale: a newer or the same state is stored")
-    return outcome
-
-
-def _finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
-    row, end = work.row, ending(outcome, now)
-    attempts = row.attempts + end.counted
-    return FinishRow(
-        id=row.id,
-        status=end.status.value,
-        attempts=attempts,
-        starts=0,
-        next_attempt_at=end.next_attempt_at,
-        error_class=end.fault,
-        last_error=end.message,
-        error_code=end.code,
-        action=row.event_type.rpartition(".")[2],
-        # A first attempt that went well is told by its row already; history is kept of everything else.
-        keep_attempt=end.counted == 1 and (attempts > 1 or isinstance(outcome, Retry | Park)),
-        outcome=end.word,
-        request=None,
-        response=None,
-        started_at=work.started_at,
-    )
-
-
-def _results(work: Work, applied: Mapping[tuple[UUID, str], Applied]) -> list[CoreEventRow]:
-    row = work.row
-    found = []
-    for sourced in _effects(work).reservations:
-        stored = applied.get((row.id, sourced.entity.external_id))
-        if stored is not None:
-            found.append(
-                results.reservation_upserted(
-                    sourced.entity,
-                    company_id=row.company_id,
-                    connection_id=row.connection_id,
-                    vendor=work.vendor,
-                    internal_id=stored.internal_id,
-                    guest_id=stored.guest_id,
-                    created=stored.created,
-                    cause_id=row.id,
-                    trace=row.trace,
-                )
-            )
-    return found
-
-
-def _dead_letter(work: Work, outcome: Park) -> DeadLetterRow:
-    row = work.row
-    return DeadLetterRow(
-        event_id=row.id,
-        company_id=row.company_id,
-        connection_id=row.connection_id,
-        vendor=work.vendor,
-        queue=None,
-        operation=row.event_type,
-        entity_type=row.entity_type,
-        entity_external_id=row.entity_external_id,
-        entity_internal_id=None,
-        error_class=outcome.fault.value,
-        error_code=outcome.code,
-        error_message=outcome.message,
-        attempts=row.attempts + 1,
-        first_attempt_at=work.started_at,
-        owner=outcome.owner.value,
-    )
-
-
-def _observe(works: Sequence[Work], finals: Sequence[Outcome], now: datetime) -> None:
-    told = []
-    for work, outcome in zip(works, finals, strict=True):
-        word = type(outcome).__name__.lower()
-        metrics.EVENTS.labels(work.vendor, "inbound", word).inc()
-        if isinstance(outcome, Done | Skip):
-            metrics.EVENT_LATENCY.labels(work.vendor, "inbound").observe((now - work.row.received_at).total_seconds())
-        elif isinstance(outcome, Retry | Park):
-            metrics.ATTEMPTS.labels(work.vendor, outcome.fault.value).inc()
-        told.append({**_ids(work), "outcome": word, **_reason(outcome)})
-    # One line a batch: a line an event costs more than all the rest of the settling does in Python.
-    _log.info("settled", extra=about(count=len(told), events=told))
-
-
-def _reason(outcome: Outcome) -> dict[str, Any]:
-    match outcome:
-        case Retry(fault=fault, message=message) | Park(fault=fault, message=message):
-            return {"fault": fault.value, "error": message}
-        case Skip(reason=reason):
-            return {"reason": reason}
-        case _:
-            return {}
-
-
-def _ids(work: Work) -> dict[str, Any]:
-    row = work.row
-    return {
-        "event_id": str(row.id),
-        "company_id": row.company_id,
-        "connection_id": row.connection_id,
-        "vendor": work.vendor,
-        "type": row.event_type,
-        "trace": row.trace,
-    }
-
-
-def _about(work: Work) -> dict[str, Any]:
-    return about(**_ids(work))
-
-
-def _writes(text: str | None) -> list[tuple[dict[str, Any], datetime]]:
-    found = orjson.loads(text) if text else []
-    return [(write["expected"], datetime.fromisoformat(write["written_at"])) for write in found]
+def _in_doubt(work: Work) -> Work:
+    """Two changes in one second of the vendor's clock: its present state is the only judge."""
+    work.unsure, work.fetched = True, False
+    work.outcome = Hint(EntityType(work.row.entity_type), work.row.entity_external_id)
+    return work

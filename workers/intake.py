@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from schemas.event import Event, MalformedMessageError, decode
+from store.gather import BUSY
 from telemetry.logs import about
 
 if TYPE_CHECKING:
@@ -32,23 +33,31 @@ class Stage(Protocol):
         """As process, for an event that may have killed a worker: its start is counted before it runs."""
         ...
 
+    async def drain(self, grace: float) -> None:
+        """Ends what goes on after process returned, within `grace` seconds."""
+        ...
+
 
 class Intake:
     """The handler of one consumer.
 
     most     events in a batch (a single message may bring more)
     flights  batches performed at once
+    linger   seconds that messages wait for company after a batch that was not small
     """
 
-    def __init__(self, stage: Stage, *, queue: str, most: int = 200, flights: int = 1) -> None:
+    def __init__(self, stage: Stage, *, queue: str, most: int = 200, flights: int = 1, linger: float = 0.0) -> None:
         self._stage = stage
         self._queue = queue
         self._most = most
         self._flights = flights
+        self._linger = linger
+        self._last = 0  # events of the last batch
         self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self._stopping = False
+        self._gives_back = True
         self._consumer: Consumer | None = None
 
     def attach(self, consumer: Consumer) -> None:
@@ -64,10 +73,14 @@ class Intake:
         self._waiting.append(incoming)
         self._schedule()
 
-    async def drain(self, grace: float) -> None:
-        """Takes nothing more; finishes what is under way within `grace` seconds, gives the rest back uncounted."""
-        self._stopping = True
-        while self._waiting:
+    async def drain(self, grace: float, *, give_back: bool = True) -> None:
+        """Takes nothing more; finishes what is under way within `grace` seconds, gives the rest back uncounted.
+
+        give_back   False: the rest stays without a verdict, for the end of its channel to return it
+        """
+        self._stopping, self._gives_back = True, give_back
+        end = asyncio.get_running_loop().time() + grace
+        while self._waiting and give_back:
             self._verdicts.give_back(self._waiting.popleft())
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=grace)
@@ -75,6 +88,7 @@ class Intake:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        await self._stage.drain(max(0.0, end - asyncio.get_running_loop().time()))
 
     @property
     def _verdicts(self) -> Consumer:
@@ -85,7 +99,11 @@ class Intake:
     def _schedule(self) -> None:
         if not self._scheduled and len(self._tasks) < self._flights and not self._stopping:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start)
+            loop = asyncio.get_running_loop()
+            if self._linger and self._last >= BUSY:
+                loop.call_later(self._linger, self._start)
+            else:
+                loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._scheduled = False
@@ -116,6 +134,7 @@ class Intake:
             size += len(events)
             if _came_back(incoming):
                 break
+        self._last = size
         return batch
 
     def _landed(self, task: asyncio.Task[None]) -> None:
@@ -131,7 +150,7 @@ class Intake:
             else:
                 await self._stage.process([event for _, events in batch for event in events])
         except asyncio.CancelledError:
-            for incoming, _ in batch:
+            for incoming, _ in batch if self._gives_back else ():
                 self._verdicts.give_back(incoming)
             raise
         except Exception:  # noqa: BLE001 - see below

@@ -1,12 +1,15 @@
 """The scheduler's looks: whatever was not woken, is due, or lost its worker is published (again).
 
-A message that is lost, a broker that was down, a crash between commit and publish: each costs a delay and nothing else.
+A message that is lost, a broker that was down, a crash between commit and publish: each costs a delay and nothing else. So
+does a flood, and only for the company that it is from: what waits here is woken company by company, a share at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,85 +18,148 @@ import orjson
 from schemas.event import Event
 from schemas.ids import uuid7
 from store import relay as store
-from store.ingest import mark_core_published
+from store import results
 from store.outbound import insert_commands
 from store.pool import is_outage
 from store.relay import Look
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
-from topology.declared import delivery_key
+from topology.declared import ROUTER_QUEUE, delivery_key, inbound_queue, outbound_queue
 
 from .router import command_row
-from .tell import message
+from .tell import publish
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
 
     from store.directory import Directory
-    from store.pool import Pool
+    from store.pool import Connection, Pool
     from store.relay import Asleep
     from topology.publisher import Publisher
 
 _log = logging.getLogger(__name__)
 
-LOOKS = (
-    Look("unpublished", 2.0),  # the ingress publishes within milliseconds, its marks follow within a second
-    Look("due", 0.0),
-    Look("expired", 0.0),
-    Look("stale", 60.0),  # longer than any healthy queue is; a wake-up too many changes nothing
-)
+UNPUBLISHED = Look("unpublished", 2.0)  # the ingress publishes within milliseconds, its marks follow within a second
+DUE = Look("due", 0.0)
+EXPIRED = Look("expired", 0.0)
+STALE = Look("stale", 60.0)  # longer than a healthy queue takes; a wake-up too many changes nothing
 BATCH = 500
+LEAST, MOST = 50, 1_000  # rows that nobody had woken, on their way at once
+LONG = 20  # messages ready, beyond what the workers hold: in such a queue a wake-up is not lost, it has not come up yet
+KNOWN = 5.0  # seconds for which a queue's length is taken as known
+BATCHES = 10  # of results
 
 
 class Relay:
-    def __init__(self, pool: Pool, directory: Directory, publisher: Publisher, *, pause: float = 0.1) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        directory: Directory,
+        publisher: Publisher,
+        depths: Callable[[Iterable[str]], Awaitable[Mapping[str, int]]],
+        *,
+        pause: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """depths: messages ready in these queues; asked only about rows that look lost, may raise OSError"""
         self._pool = pool
         self._directory = directory
         self._publisher = publisher
+        self._depths = depths
         self._pause = pause
+        self._clock = clock
+        self._room = LEAST
+        self._turn = ""  # the company that was the last to have its turn
+        self._passed: datetime | None = None  # stale rows up to here were looked at, and some were left alone
+        self._lengths: dict[str, tuple[float, bool]] = {}  # queue → when it was asked about, and whether it was long
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; several schedulers may run it at once."""
-        steps: list[Callable[[], Awaitable[int]]] = [lambda look=look: self.wake(look) for look in LOOKS]  # type: ignore[misc]
-        steps += [self.tell, self.take_outbox]
+        steps = (self.wake_due, self.wake_expired, self.wake_stale, self.tell, self.take_outbox)
         while not stop.is_set():
             found = 0
-            for step in steps:
-                try:
+            try:
+                # Not at once again, whatever it finds: what is settled from one look to the next is its measure.
+                await self.wake_unpublished()
+                for step in steps:
                     found += await step()
-                except Exception as error:
-                    if not is_outage(error):
-                        raise
-                    metrics.DATABASE_FAULTS.inc()
-                    _log.warning("database away, looking again", extra=about(error_type=type(error).__name__))
-                    break
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                metrics.DATABASE_FAULTS.inc()
+                _log.warning("database away, looking again", extra=about(error_type=type(error).__name__))
             if found < BATCH:
                 await _sleep(stop, self._pause)
 
-    async def wake(self, look: Look) -> int:
+    async def wake_unpublished(self) -> int:
+        async def take(connection: Connection) -> list[Asleep]:
+            found = await store.take_in_turn(connection, UNPUBLISHED, self._room, self._turn)
+            if self._turn and len(found) < self._room:  # all had their turn: from the first one on again
+                found += await store.take_in_turn(connection, UNPUBLISHED, self._room - len(found))
+            return found
+
+        asleep = await self._wake(UNPUBLISHED, take)
+        # Who came after the last one, when there was no room for more, is first now.
+        self._turn = asleep[-1].company_id if len(asleep) == self._room else ""
+        # What is woken is what was settled since the last look. Twice that keeps the workers busy until the next one, and
+        # their queue short for what comes by itself.
+        self._room = min(MOST, max(LEAST, 2 * len(asleep)))
+        return len(asleep)
+
+    async def wake_due(self) -> int:
+        return len(await self._wake(DUE, lambda connection: store.take(connection, DUE, BATCH)))
+
+    async def wake_expired(self) -> int:
+        return len(await self._wake(EXPIRED, lambda connection: store.take(connection, EXPIRED, BATCH)))
+
+    async def wake_stale(self) -> int:
+        """What a long queue still holds is left alone, and its rows unwritten: the next look goes on behind them."""
         if not self._publisher.ready:
-            return 0  # marking rows that cannot be published would only delay them
+            return 0
+        async with self._pool.acquire() as connection:
+            found, last = await store.stale(connection, STALE, BATCH, self._passed)
+        long = await self._long({queue_of(row) for row in found})
+        lost = [row.id for row in found if queue_of(row) not in long]
+        self._passed = last if len(lost) < len(found) == BATCH else None
+        if not lost:
+            return 0
+        return len(await self._wake(STALE, lambda connection: store.take_lost(connection, STALE, lost)))
+
+    async def _wake(self, look: Look, take: Callable[[Connection], Awaitable[list[Asleep]]]) -> list[Asleep]:
+        if not self._publisher.ready:
+            return []  # marking rows that cannot be published would only delay them
         async with self._pool.acquire() as connection, connection.transaction():
-            asleep = await store.take(connection, look, BATCH)
+            asleep = await take(connection)
         if asleep:
             metrics.RELAYED.labels(look.name).inc(len(asleep))
             confirmed = await announce(self._publisher, [wake_up(row) for row in asleep])
-            level = logging.DEBUG if look.name == "due" else logging.INFO
+            level = logging.INFO if look in (EXPIRED, STALE) else logging.DEBUG  # the others are many in a flood
             _log.log(level, "relayed", extra=about(reason=look.name, count=len(asleep), confirmed=len(confirmed)))
-        return len(asleep)
+        return asleep
+
+    async def _long(self, queues: set[str]) -> set[str]:
+        """Which of these are merely long; none, while the broker does not say."""
+        now = self._clock()
+        unknown = [queue for queue in queues if queue not in self._lengths or self._lengths[queue][0] < now - KNOWN]
+        if unknown:
+            found: Mapping[str, int] = {}
+            with suppress(OSError):
+                async with asyncio.timeout(1):
+                    found = await self._depths(unknown)
+            self._lengths |= {queue: (now, found.get(queue, 0) > LONG) for queue in unknown}
+        return {queue for queue in queues if self._lengths[queue][1]}
 
     async def tell(self) -> int:
         if not self._publisher.ready:
             return 0
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = await store.untold(connection, 2.0, BATCH)
-            if rows:
-                faults = await self._publisher.publish_all([message(row) for row in rows])
-                told = [row.id for row, fault in zip(rows, faults, strict=True) if fault is None]
-                await mark_core_published(connection, told)
-                metrics.RELAYED.labels("core").inc(len(told))
-        return len(rows)
+            batches = await results.untold(connection, 2.0, BATCHES)
+            told = [batch.id for batch in batches if await publish(self._publisher, batch)]
+            await results.told(connection, told)
+            metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches))
+        return sum(len(batch.rows) for batch in batches)
 
     async def take_outbox(self) -> int:
         """Rows of `outbox` become commands; what cannot be one says why in its row."""
@@ -134,9 +200,16 @@ class Relay:
         return len(rows)
 
 
+def queue_of(row: Asleep) -> str:
+    """Where its wake-up goes."""
+    if row.inbound:
+        return inbound_queue(row.event_type.partition(".")[0])
+    return outbound_queue(row.vendor) if row.vendor else ROUTER_QUEUE
+
+
 def wake_up(row: Asleep) -> WakeUp:
     key = delivery_key(row.vendor, row.event_type) if row.vendor else row.event_type
-    return WakeUp(row.id, row.company_id, row.event_type, key, row.trace)
+    return WakeUp(row.id, row.company_id, row.event_type, key, row.trace, row.connection_id if row.vendor else None)
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from store.settle import CoreEventRow
+from store.results import CoreEventRow
 
 if TYPE_CHECKING:
     from uuid import UUID

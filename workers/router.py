@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,15 @@ import orjson
 
 from schemas.commands import BookingCreate, CommandData, InvalidCommandError, parse_command
 from schemas.event import SOURCE
-from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, LanePolicy, Owner
+from schemas.ids import derived
+from schemas.vocabulary import EntityType, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.inbound import lock_open
 from store.outbound import CommandRow, LoadedCommand, lane_prefix
-from store.seal import SealError, join, split
-from store.settle import CoreEventRow, DeadLetterRow, FinishRow, bury, finish, resolve
+from store.overlay import document
+from store.results import Batch, CoreEventRow, keep
+from store.seal import SealError, split
+from store.settle import DeadLetterRow, FinishRow, bury, finish, resolve
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
@@ -47,9 +50,8 @@ if TYPE_CHECKING:
     from .tell import Teller
 
 _log = logging.getLogger(__name__)
-_DELIVERIES = uuid.UUID("8f1f5f5e-2b39-5d7a-a3c6-6d5b8f5b6f11")
 PERSONAL = (("guest",), ("notes",))  # of a command's data
-_OPEN = frozenset(status.value for status in OPEN_STATUSES)
+MOST = 500  # commands that are routed at once, however many stand before those that were woken
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ def command_row(
 ) -> CommandRow:
     """The row of a command as a service sent it, its personal part sealed."""
     data = event.data if isinstance(event.data, dict) else {"value": event.data}
+    kind, internal = _entity(event.type, data)
     readable, personal = split(data, PERSONAL)
     return CommandRow(
         id=id_,
@@ -81,8 +84,8 @@ def command_row(
         connection_id=event.connectionid,
         parent_id=None,
         event_type=event.type,
-        entity_type=None,
-        entity_internal_id=event.subject,
+        entity_type=kind,
+        entity_internal_id=internal or event.subject,
         idempotency_key=event.dedupe_key,
         payload=orjson.dumps(readable).decode(),
         sealed=seal(personal),
@@ -91,6 +94,15 @@ def command_row(
         max_attempts=1,
         trace=event.traceparent,
     )
+
+
+def _entity(event_type: str, data: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(type, internal id) of what a command is about; what cannot be read is parked when it is routed."""
+    try:
+        kind, internal = parse_command(event_type, data).lane_entity()
+    except InvalidCommandError:
+        return None, None
+    return kind.value, internal
 
 
 class RouterStage:
@@ -119,12 +131,17 @@ class RouterStage:
         # Our own wake-ups name rows that are there; whatever else comes is a command to record.
         await self._adopt([event for event in events if event.data is not None or event.source != SOURCE])
         ids = list(dict.fromkeys(event.row_id for event in events))
+        while await self._route(ids) == MOST:
+            pass
+
+    async def _route(self, ids: Sequence[uuid.UUID]) -> int:
+        """These, behind what stands before them, or the first of it; returns how many."""
 
         async def load() -> list[Routed]:
             async with self._pool.acquire() as connection:
-                rows = {row.id: row for row in await store.load_commands(connection, ids)}
+                rows = await store.load_commands(connection, ids, MOST)
             started_at = self._now()
-            return [Routed(rows[id_], started_at) for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
+            return [Routed(row, started_at) for row in rows]
 
         routed = await outlast(load)
         for command in routed:
@@ -132,13 +149,17 @@ class RouterStage:
         await self._target([command for command in routed if command.park is None])
         if routed:
             done = await commit(routed, self._commit, self._park_alone)
-            await self._teller.tell([row for _, told in done for row in told])
+            await self._teller.tell(told for _, told in done)
             wakes = [wake for batch, _ in done for wake in batch]
             self._marks.add(await announce(self._publisher, wakes))
+        return len(routed)
 
     async def process_alone(self, event: Event) -> None:
         """Routing calls nobody; a command that came back is routed like any other, one at a time."""
         await self.process([event])
+
+    async def drain(self, grace: float) -> None:
+        """Nothing goes on after process."""
 
     # ------------------------------------------------------------------ begin
 
@@ -179,7 +200,11 @@ class RouterStage:
             command.park = Park(Fault.MISCONFIGURED, f"companyid: {row.company_id} is gone", Owner.TENANT, "no_company")
             return
         try:
-            command.data = parse_command(row.event_type, join(orjson.loads(row.payload), cipher.open(row.sealed)))
+            said = document(row.payload, row.sealed, row.overlay, cipher)
+            if row.overlay is not None:  # its deliveries are made of what the edit says
+                readable, personal = split(said, PERSONAL)
+                command.row = replace(row, payload=orjson.dumps(readable).decode(), sealed=cipher.seal(personal))
+            command.data = parse_command(row.event_type, said)
         except InvalidCommandError as error:
             command.park = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
         except SealError as error:
@@ -194,10 +219,9 @@ class RouterStage:
 
         async def look() -> tuple[dict[Any, list[tuple[str, str]]], dict[Any, list[tuple[str, str]]]]:
             async with self._pool.acquire() as connection:
-                return (
-                    await store.mapped_connections(connection, wanted),
-                    await store.laned_connections(connection, prefixes),
-                )
+                # Lanes first: a create that is settled between the two looks has left its lane, and is mapped by then.
+                laned = await store.laned_connections(connection, prefixes)
+                return await store.mapped_connections(connection, wanted), laned
 
         mapped, laned = await outlast(look)
         for command in commands:
@@ -228,22 +252,20 @@ class RouterStage:
 
     # ------------------------------------------------------------------ settle
 
-    async def _commit(self, commands: Sequence[Routed]) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _commit(self, commands: Sequence[Routed]) -> tuple[list[WakeUp], Batch | None]:
         async with self._pool.acquire() as connection, connection.transaction():
             return await self._write(connection, commands)
 
-    async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], Batch | None]:
         kind = type(error).__name__
         command.park = Park(Fault.INVALID, f"the database refuses it: {kind}", Owner.PIPELINE, kind)
         return await self._commit([command])
 
-    async def _write(
-        self, connection: Connection, commands: Sequence[Routed]
-    ) -> tuple[list[WakeUp], list[CoreEventRow]]:
+    async def _write(self, connection: Connection, commands: Sequence[Routed]) -> tuple[list[WakeUp], Batch | None]:
         open_ids = await lock_open(connection, [command.row.id for command in commands])
         commands = [command for command in commands if command.row.id in open_ids]
         if not commands:
-            return [], []
+            return [], None
         children = [
             (vendor, self._delivery(command, connection_id, vendor))
             for command in commands
@@ -251,8 +273,8 @@ class RouterStage:
             for connection_id, vendor in command.targets
         ]
         new = await store.insert_commands(connection, [row for _, row in children])
-        told = [_failed(command) for command in commands if command.park is not None]
-        await finish(connection, [_finish_row(command, self._now()) for command in commands], told)
+        await finish(connection, [_finish_row(command, self._now()) for command in commands])
+        told = await keep(connection, [_failed(command) for command in commands if command.park is not None])
         await bury(
             connection, [_dead_letter(command, command.park) for command in commands if command.park is not None]
         )
@@ -272,7 +294,14 @@ class RouterStage:
                 ),
             )
         wakes = [
-            WakeUp(row.id, row.company_id, row.event_type, delivery_key(vendor, row.event_type), row.trace)
+            WakeUp(
+                row.id,
+                row.company_id,
+                row.event_type,
+                delivery_key(vendor, row.event_type),
+                row.trace,
+                row.connection_id,
+            )
             for vendor, row in children
             if row.id in new
         ]
@@ -285,7 +314,7 @@ class RouterStage:
         variant = command.data.lane_variant() if command.data is not None else ""
         lane = f"{lane_prefix(kind, internal)}{connection_id}{variant}"
         return CommandRow(
-            id=uuid.uuid5(_DELIVERIES, f"{row.id}\n{connection_id}"),
+            id=derived(row.id, connection_id),
             company_id=row.company_id,
             connection_id=connection_id,
             parent_id=row.id,
@@ -321,11 +350,8 @@ def _finish_row(command: Routed, now: datetime) -> FinishRow:
         error_class=end.fault,
         last_error=end.message,
         error_code=end.code,
-        action=None,
         keep_attempt=command.park is not None or command.row.attempts > 0,
         outcome=end.word,
-        request=None,
-        response=None,
         started_at=command.started_at,
     )
 

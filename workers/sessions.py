@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from adapters.errors import Misconfigured
+from adapters.errors import Misconfigured, Transient
 from store import connections
+from store.pool import is_outage
+
+from .persist import outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from adapters.port import Adapter, Budget, Http
     from schemas.connection import Connection
@@ -21,16 +25,37 @@ if TYPE_CHECKING:
 TOKEN = "access_token"  # noqa: S105 - the name of a secret
 # Renewed this long before its end, so that no call is under way with a token that ends.
 EARLY = timedelta(minutes=5)
+PAUSE = 0.1  # seconds between looks whether another process has renewed a token
+RENEWAL = 45.0  # seconds that asking for one may take; longer than any call
+LEASE = 60.0  # seconds for which it is ours to ask, and to store what it brings
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    until: datetime
+    credentials: dict[str, str]
 
 
 class Tokens:
-    """Access tokens, one refresher for all processes: who holds the connection's advisory lock renews, the others read."""
+    """Access tokens, one refresher for all processes: who has the connection's lease renews, the others read what it got.
 
-    def __init__(self, pool: Pool, http: Http, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    A lease in the row and no lock: a vendor that does not answer holds nothing of the database.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        http: Http,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._pool = pool
         self._http = http
         self._now = now
+        self._sleep = sleep
         self._cache: dict[str, tuple[str, datetime]] = {}
+        self._asking: dict[tuple[str, str | None], asyncio.Task[str]] = {}
 
     async def current(self, adapter: Adapter, known: Known) -> str:
         """raises Misconfigured, Transient"""
@@ -44,31 +69,104 @@ class Tokens:
         self._cache.pop(known.connection.id, None)
         return await self._shared(adapter, known, refused)
 
+    async def stop(self) -> None:
+        """Ends what nobody waits for any more."""
+        asking = set(self._asking.values())
+        for task in asking:
+            task.cancel()
+        if asking:
+            await asyncio.wait(asking)
+
     async def _shared(self, adapter: Adapter, known: Known, refused: str | None) -> str:
-        connection = known.connection
+        """Callers of this process wait for one of them."""
+        key = known.connection.id, refused
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(self._get(adapter, known, refused))
+            task.add_done_callback(lambda done: self._asked(key, done))
+        return await asyncio.shield(task)
+
+    def _asked(self, key: tuple[str, str | None], task: asyncio.Task[str]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits has it
+
+    async def _get(self, adapter: Adapter, known: Known, refused: str | None) -> str:
+        waited = 0.0
+        while True:
+            found = await outlast(lambda: self._stored_or_lease(known, refused))
+            if isinstance(found, str):
+                return found
+            if found is not None:
+                return await self._renew(adapter, known, found)
+            if waited >= LEASE:
+                raise Transient("another process renews the access token and does not come to an end", code="renewing")
+            await self._sleep(PAUSE)
+            waited += PAUSE
+
+    async def _stored_or_lease(self, known: Known, refused: str | None) -> str | _Lease | None:
+        """A token that is good; or the lease to renew it, if nobody else has it."""
+        connection_id = known.connection.id
         async with self._pool.acquire() as database, database.transaction():
-            await connections.lock_tokens(database, connection.id)
-            stored = await connections.secrets(database, connection.id)
-            token = stored.get(TOKEN)
-            if token is not None and token.expires_at is not None:
-                value = known.cipher.open_bytes(token.sealed).decode()
-                if value != refused and token.expires_at - self._now() > EARLY:
-                    self._cache[connection.id] = value, token.expires_at
-                    return value
-            credentials = {
-                name: known.cipher.open_bytes(secret.sealed).decode()
-                for name, secret in stored.items()
-                if name != TOKEN
-            }
-            grant = await adapter.grant(self._http, connection, credentials)
-            expires_at = self._now() + timedelta(seconds=grant.expires_in)
-            for name, value in grant.credentials.items():
-                await connections.put_secret(database, connection, name, known.cipher.seal_bytes(value.encode()))
-            await connections.put_secret(
-                database, connection, TOKEN, known.cipher.seal_bytes(grant.access_token.encode()), expires_at=expires_at
-            )
+            token = self._good(known, await connections.secrets(database, connection_id), refused)
+            if token is not None:
+                return token
+            until = await connections.begin_renewal(database, connection_id, LEASE)
+            if until is None:
+                return None
+            # Whoever had the lease before may have renewed it since the first look, and used these credentials up.
+            stored = await connections.secrets(database, connection_id)
+            token = self._good(known, stored, refused)
+            if token is not None:
+                await connections.end_renewal(database, connection_id, until)
+                return token
+        opened = {name: known.cipher.open_bytes(secret.sealed).decode() for name, secret in stored.items()}
+        opened.pop(TOKEN, None)
+        return _Lease(until, opened)
+
+    def _good(self, known: Known, stored: Mapping[str, connections.SealedSecret], refused: str | None) -> str | None:
+        token = stored.get(TOKEN)
+        if token is None or token.expires_at is None:
+            return None
+        value = known.cipher.open_bytes(token.sealed).decode()
+        if value == refused or token.expires_at - self._now() <= EARLY:
+            return None
+        self._cache[known.connection.id] = value, token.expires_at
+        return value
+
+    async def _renew(self, adapter: Adapter, known: Known, lease: _Lease) -> str:
+        connection = known.connection
+        try:
+            async with asyncio.timeout(RENEWAL):
+                grant = await adapter.grant(self._http, connection, lease.credentials)
+        except TimeoutError as error:
+            await self._give_up(connection, lease)
+            raise Transient(f"the access token was not renewed within {RENEWAL:.0f} s", code="renewing") from error
+        except BaseException:
+            await self._give_up(connection, lease)
+            raise
+        expires_at = self._now() + timedelta(seconds=grant.expires_in)
+
+        async def store() -> None:
+            async with self._pool.acquire() as database, database.transaction():
+                for name, value in grant.credentials.items():
+                    await connections.put_secret(database, connection, name, known.cipher.seal_bytes(value.encode()))
+                sealed = known.cipher.seal_bytes(grant.access_token.encode())
+                await connections.put_secret(database, connection, TOKEN, sealed, expires_at=expires_at)
+                await connections.end_renewal(database, connection.id, lease.until)
+
+        await outlast(store)  # what it came with may be the only way to the next one
         self._cache[connection.id] = grant.access_token, expires_at
         return grant.access_token
+
+    async def _give_up(self, connection: Connection, lease: _Lease) -> None:
+        """Others need not wait for the lease to run out; if the database is away, they do."""
+        try:
+            async with self._pool.acquire() as database:
+                await connections.end_renewal(database, connection.id, lease.until)
+        except Exception as error:
+            if not is_outage(error):
+                raise
 
 
 @dataclass(slots=True)

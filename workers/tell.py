@@ -11,10 +11,10 @@ from schemas.event import CONTENT_TYPE, SOURCE
 from topology.burst import Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from store.marks import Marks
-    from store.settle import CoreEventRow
+    from store.results import Batch, CoreEventRow
     from topology.publisher import Publisher
 
 
@@ -40,8 +40,14 @@ def message(row: CoreEventRow) -> Outgoing:
     )
 
 
+async def publish(publisher: Publisher, batch: Batch) -> bool:
+    """Whether the broker confirmed every one of them."""
+    faults = await publisher.publish_all([message(row) for row in batch.rows])
+    return all(fault is None for fault in faults)
+
+
 class Teller:
-    """marks: of `core_events`. most: batches that wait for their confirms at once; then telling waits, so memory stays."""
+    """marks: of told batches. most: batches that wait for their confirms at once; then telling waits, so memory stays."""
 
     def __init__(self, publisher: Publisher, marks: Marks, *, most: int = 8) -> None:
         self._publisher = publisher
@@ -49,13 +55,13 @@ class Teller:
         self._room = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def tell(self, rows: Sequence[CoreEventRow]) -> None:
-        if not rows:
-            return
-        await self._room.acquire()
-        task = asyncio.create_task(self._publish(rows))
-        self._tasks.add(task)
-        task.add_done_callback(self._told)
+    async def tell(self, batches: Iterable[Batch | None]) -> None:
+        for batch in batches:
+            if batch is not None:
+                await self._room.acquire()
+                task = asyncio.create_task(self._publish(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._told)
 
     async def stop(self) -> None:
         if self._tasks:
@@ -68,6 +74,6 @@ class Teller:
         if not task.cancelled():
             task.result()
 
-    async def _publish(self, rows: Sequence[CoreEventRow]) -> None:
-        faults = await self._publisher.publish_all([message(row) for row in rows])
-        self._marks.add(row.id for row, fault in zip(rows, faults, strict=True) if fault is None)
+    async def _publish(self, batch: Batch) -> None:
+        if await publish(self._publisher, batch):
+            self._marks.add([batch.id])

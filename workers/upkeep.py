@@ -7,11 +7,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from store import connections, relay
+from store import connections, limits, relay
 from store.pool import is_outage
 from telemetry import metrics
 from telemetry.logs import about
 
+from .persist import outlast
 from .sessions import EARLY, Sessions
 
 if TYPE_CHECKING:
@@ -40,24 +41,31 @@ class Upkeep:
         self._depths = depths
         self._pause = pause
         self._known_letters: set[tuple[str, str, str]] = set()
+        self._known_circuits: set[tuple[str, str]] = set()
+        self._renewing: dict[str, asyncio.Task[None]] = {}  # by connection
 
     async def run(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            for step in (self.gauge, self.renew_tokens, self.gauge_queues):
+        try:
+            while not stop.is_set():
+                for step in (self.gauge, self.renew_tokens, self.gauge_queues):
+                    try:
+                        await step()
+                    except Exception as error:
+                        if not is_outage(error) and not isinstance(error, OSError):
+                            raise
                 try:
-                    await step()
-                except Exception as error:
-                    if not is_outage(error) and not isinstance(error, OSError):
-                        raise
-            try:
-                await asyncio.wait_for(stop.wait(), self._pause)
-            except TimeoutError:
-                continue
+                    await asyncio.wait_for(stop.wait(), self._pause)
+                except TimeoutError:
+                    continue
+        finally:
+            for task in self._renewing.values():
+                task.cancel()
 
     async def gauge(self) -> None:
         async with self._pool.acquire() as connection:
             backlog = await relay.backlog(connection)
             letters = await relay.open_letters(connection)
+            circuits = await limits.open_circuits(connection)
         metrics.UNPUBLISHED.set(backlog["unpublished"])
         metrics.DEAD_LETTER_OLDEST.set(backlog["oldest_letter"] or 0)
         metrics.LANE_AGE.set(backlog["lane_age"] or 0)
@@ -67,6 +75,10 @@ class Upkeep:
         for labels, count in now.items():
             metrics.DEAD_LETTERS.labels(*labels).set(count)
         self._known_letters |= now.keys()
+        opened = {(row["vendor"], row["connection_id"]) for row in circuits}
+        for circuit in self._known_circuits | opened:
+            metrics.CIRCUIT.labels(*circuit).set(circuit in opened)
+        self._known_circuits |= opened
 
     async def gauge_queues(self) -> None:
         found = await self._depths()
@@ -76,16 +88,27 @@ class Upkeep:
             _log.error("messages that nobody binds wait in pms.unroutable", extra=about(count=found["pms.unroutable"]))
 
     async def renew_tokens(self) -> None:
+        """Begins to; a vendor that does not answer keeps nobody waiting but itself."""
         async with self._pool.acquire() as connection:
             ending = await connections.tokens_to_renew(connection, EARLY.total_seconds())
         for connection_id in ending:
-            known = await self._directory.get(connection_id)
-            if known is None:
-                continue
-            try:
-                await self._sessions.open(known).access_token()
-            except AdapterError as error:
-                _log.warning(
-                    "access token not renewed",
-                    extra=about(connection_id=connection_id, vendor=known.connection.vendor, error=str(error)),
-                )
+            if connection_id not in self._renewing:
+                task = asyncio.create_task(self._renew(connection_id), name=f"token of {connection_id}")
+                self._renewing[connection_id] = task
+                task.add_done_callback(lambda _, id_=connection_id: self._renewing.pop(id_))  # type: ignore[misc]
+
+    async def _renew(self, connection_id: str) -> None:
+        known = await outlast(lambda: self._directory.get(connection_id))
+        if known is None:
+            return
+        try:
+            await self._sessions.open(known).access_token()
+        except Exception as error:  # noqa: BLE001 - whoever needs the token meets the same, and ends with a reason
+            _log.warning(
+                "access token not renewed",
+                extra=about(
+                    connection_id=connection_id,
+                    vendor=known.connection.vendor,
+                    error=str(error) if isinstance(error, AdapterError) else type(error).__name__,
+                ),
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,6 +26,7 @@ from adapters.port import (
     Grant,
     Hint,
     Http,
+    Page,
     Recorded,
     Repeat,
     Reply,
@@ -44,6 +45,7 @@ from .manifest import AVAILABILITY, CREATE, DEFAULT_BASE_URL, MANIFEST
 IDS_PER_CALL = 100  # also the page size that was reported
 ROOMS_PER_CALL = 20  # a year of nights each
 MAX_PAGES = 50  # an end for a server that always has a next page
+MAX_PULLED = 2_000  # pages: years of a large account's changes
 HORIZON = timedelta(days=364)  # with today: 365 nights
 
 # Left out by default: `cancelled`. A comma list and an unknown word are refused, so each is named.
@@ -85,6 +87,28 @@ class Beds24:
                 found |= {Hint(entity_type, id_): effect for id_, effect in effects.items()}
         return {hint: found[hint] for hint in wanted if hint in found}
 
+    async def changes(self, session: Session, since: datetime) -> AsyncGenerator[Page]:
+        """Until now and no `modifiedTo`: a booking that changes again while pages are read would leave such a list, and
+        the one behind it would move over to a page that was read already."""
+        start = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        params = [("modifiedFrom", start), *ALL_STATUSES]
+        blocks = ("includeInvoiceItems", "includeInfoItems", "includeBookingGroup")  # as in a webhook
+        params += [(block, "true") for block in blocks]
+        unreadable: Malformed | None = None
+        began = self._clock()
+        async for page, more in _each_page(session, "bookings.pull", "/bookings", params, most=MAX_PULLED):
+            facts = []
+            for document in page:
+                try:
+                    item = mapping.as_webhook(document) | {webhook.PULLED: began.isoformat()}
+                    facts.append(webhook.booking_fact(item, item["booking"], session.connection))
+                except Malformed as error:
+                    unreadable = error
+            yield Page(facts, more)
+            began = self._clock()
+        if unreadable is not None:
+            raise unreadable
+
     async def execute(self, session: Session, command: Command) -> Reply:
         if command.event_type not in MANIFEST.commands:
             raise Unsupported(f"beds24: {command.event_type} cannot be said to Beds24")
@@ -111,6 +135,30 @@ class Beds24:
         return Reply(external_id=str(external), response=_told(result))
 
     async def find(self, session: Session, command: Command) -> Reply | None:
+        """A create by its marker; all else is done when the vendor's state is what the command wants."""
+        if command.event_type == CREATE:
+            return await self._created_before(session, command)
+        (body,) = mapping.body_of(command, session.connection)
+        if command.event_type == AVAILABILITY:
+            return await self._calendar_as_wanted(session, body)
+        params = [("id", str(body["id"])), *ALL_STATUSES]
+        for booking in await _pages(session, "bookings.find", "/bookings", params):
+            if isinstance(booking, dict) and mapping.is_as_wanted(booking, body):
+                said = {name: booking.get(name) for name in ("id", "status", "modifiedTime")}
+                return Reply(external_id=str(body["id"]), response=said, found=True)
+        return None
+
+    async def _calendar_as_wanted(self, session: Session, body: Mapping[str, Any]) -> Reply | None:
+        days = [(entry["from"], entry["to"]) for entry in body["calendar"]]
+        params = [("roomId", str(body["roomId"]))]
+        params += [("startDate", min(first for first, _ in days)), ("endDate", max(last for _, last in days))]
+        params += [(block, "true") for block in ("includeNumAvail", "includePrices", "includeMinStay")]
+        documents = await _pages(session, "calendar.find", "/inventory/rooms/calendar", params)
+        if not mapping.nights_are_as_wanted(documents, body["calendar"]):
+            return None
+        return Reply(external_id=str(body["roomId"]), response={"roomId": body["roomId"]}, found=True)
+
+    async def _created_before(self, session: Session, command: Command) -> Reply | None:
         params = [("apiReference", command.marker), *ALL_STATUSES]
         for booking in await _pages(session, "bookings.find", "/bookings", params):
             if isinstance(booking, dict) and booking.get("apiReference") == command.marker and booking.get("id"):
@@ -158,7 +206,7 @@ class Beds24:
         found = {}
         for document in await _pages(session, "bookings.read", "/bookings", params):
             try:
-                sourced = mapping.reservation(mapping.as_webhook(document), session.connection, began)
+                sourced = mapping.reservation(mapping.as_webhook(document), session.connection, began, asked=True)
             except Malformed as error:
                 id_ = document.get("id") if isinstance(document, dict) else None
                 which = f"booking {id_}" if isinstance(id_, int) else "a booking without an id"
@@ -224,17 +272,24 @@ async def _call(
 
 async def _pages(session: Session, operation: str, path: str, params: Sequence[tuple[str, str]]) -> list[Any]:
     """The items of all pages. raises Malformed where the envelope is not one"""
-    items: list[Any] = []
-    for page in range(1, MAX_PAGES + 1):
+    return [item async for page, _ in _each_page(session, operation, path, params, most=MAX_PAGES) for item in page]
+
+
+async def _each_page(
+    session: Session, operation: str, path: str, params: Sequence[tuple[str, str]], *, most: int
+) -> AsyncGenerator[tuple[list[Any], bool]]:
+    """(items, whether there is another page). raises Malformed where the envelope is not one"""
+    for page in range(1, most + 1):
         paged = [*params, ("page", str(page))] if page > 1 else params
         document = (await _call(session, operation, "GET", path, params=paged)).document
         if not isinstance(document, dict) or not isinstance(document.get("data"), list):
             raise Malformed("data", f"no list in the answer to {operation}")
-        items += document["data"]
         pages = document.get("pages")
-        if not isinstance(pages, dict) or pages.get("nextPageExists") is not True:
-            return items
-    raise Transient(f"beds24 {operation}: more than {MAX_PAGES} pages")
+        more = isinstance(pages, dict) and pages.get("nextPageExists") is True
+        yield document["data"], more
+        if not more:
+            return
+    raise Transient(f"beds24 {operation}: more than {most} pages")
 
 
 def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Sequence[str] = ()) -> AdapterError:

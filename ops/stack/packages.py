@@ -18,6 +18,7 @@ from ops.stack.rabbitmq import RabbitProgram, version_of
 
 _STATUS = Path("/var/lib/dpkg/status")
 _APT_SECONDS = 600
+_WANTED = ("rabbitmq-server",)
 _WHAT_TO_RUN = """\
 RabbitMQ is not here and could not be fetched. One of these helps:
   - sudo apt-get update && sudo apt-get install rabbitmq-server     (or your distribution's package of that name)
@@ -51,7 +52,7 @@ def _unpack(root: Path, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="rabbitmq-", dir=root.parent) as work:
         draft = Path(work) / "root"
         for package in _downloaded(Path(work), report):
-            _run(["dpkg", "-x", str(package), str(draft)])
+            run(["dpkg", "-x", str(package), str(draft)])
         if not _servers(draft):
             raise StackError(f"{_WHAT_TO_RUN}\n(the package rabbitmq-server holds no rabbitmq_server-*/sbin)")
         _make_movable(draft / "usr/lib/erlang")
@@ -62,39 +63,39 @@ def _unpack(root: Path, report: Report) -> None:
 
 def _downloaded(work: Path, report: Report) -> list[Path]:
     """Download all that is needed; when the lists do not allow it, update them once and try again."""
-    machine, private = _Apt.of_machine(work), _Apt.with_private_lists(work)
+    machine, private = Apt.of_machine(work), Apt.with_private_lists(work)
     report("downloading RabbitMQ from the distribution (about 35 MB)")
     try:
-        return machine.download()
+        return machine.download(_WANTED)
     except StackError:
         refreshed = machine if os.geteuid() == 0 else private
     report("updating the package lists")
     try:
-        _run(["apt-get", *refreshed.options, "update"])
+        refreshed.update()
     except StackError as error:  # one dead source among several must not stop us
         report(f"apt-get update complained: {str(error).splitlines()[-1]}")
     try:
-        return refreshed.download()
+        return refreshed.download(_WANTED)
     except StackError as error:
         raise StackError(f"{_WHAT_TO_RUN}\n({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
-class _Apt:
-    """apt-get with its options, downloading into `folder`."""
+class Apt:
+    """apt-get with its options, downloading into `folder`. Its methods raise StackError with apt's words."""
 
     options: tuple[str, ...]
     folder: Path
 
     @classmethod
-    def of_machine(cls, work: Path) -> "_Apt":
+    def of_machine(cls, work: Path) -> "Apt":
         """The machine's lists; root's sandbox account could not write into our folder."""
         return cls(
             ("-qq", "-o", "APT::Sandbox::User=root", "-o", f"Dir::State::status={_status_without_erlang(work)}"), work
         )
 
     @classmethod
-    def with_private_lists(cls, work: Path) -> "_Apt":
+    def with_private_lists(cls, work: Path) -> "Apt":
         """Lists and cache of our own under `work`, for a user who may not write the machine's."""
         for folder in ("apt/lists/partial", "apt/cache/archives/partial"):
             (work / folder).mkdir(parents=True, exist_ok=True)
@@ -110,16 +111,40 @@ class _Apt:
         hooks = ("-o", "APT::Update::Post-Invoke::=", "-o", "APT::Update::Post-Invoke-Success::=")
         return cls((*own, *machine.options, *hooks), work)
 
-    def download(self) -> list[Path]:
-        names = self._missing()
-        _run(["apt-get", *self.options, "download", *names], cwd=self.folder)
+    @classmethod
+    def of_release(cls, work: Path, source: str) -> "Apt":
+        """Nothing installed, and one line of a sources.list: neither lists, pins nor packages of this machine count."""
+        for folder in ("etc", "apt/lists/partial", "apt/cache/archives/partial"):
+            (work / folder).mkdir(parents=True)
+        (work / "etc/sources.list").write_text(f"{source}\n")
+        (work / "status").touch()
+        places = {
+            "Dir::Etc": f"{work}/etc",
+            "Dir::State": f"{work}/apt",
+            "Dir::State::status": f"{work}/status",
+            "Dir::Cache": f"{work}/apt/cache",
+            "APT::Sandbox::User": "root",
+            "APT::Default-Release": "",
+            "APT::Update::Post-Invoke::": "",
+            "APT::Update::Post-Invoke-Success::": "",
+            "Acquire::Languages": "none",
+        }
+        return cls(("-qq", *(word for name, value in places.items() for word in ("-o", f"{name}={value}"))), work)
+
+    def update(self) -> None:
+        run(["apt-get", *self.options, "update"])
+
+    def download(self, wanted: tuple[str, ...]) -> list[Path]:
+        """The wanted packages and all that they need and is not installed."""
+        names = self._missing(wanted)
+        run(["apt-get", *self.options, "download", *names], cwd=self.folder)
         found = sorted(self.folder.glob("*.deb"))
         if len(found) < len(names):
             raise StackError(f"apt-get downloaded {len(found)} of {len(names)} packages")
         return found
 
-    def _missing(self) -> list[str]:
-        plan = _run(["apt-get", *self.options, "-s", "install", "--no-install-recommends", "rabbitmq-server"])
+    def _missing(self, wanted: tuple[str, ...]) -> list[str]:
+        plan = run(["apt-get", *self.options, "-s", "install", "--no-install-recommends", *wanted])
         names = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
         if "rabbitmq-server" not in names:
             raise StackError("apt-get plans no rabbitmq-server")
@@ -149,7 +174,8 @@ def _make_movable(erlang: Path) -> None:
         script.write_text(text)
 
 
-def _run(command: list[str], cwd: Path | None = None) -> str:
+def run(command: list[str], cwd: Path | None = None) -> str:
+    """What the command prints. raises StackError with what it says instead"""
     try:
         done = subprocess.run(
             command,

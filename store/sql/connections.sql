@@ -27,6 +27,14 @@ ON CONFLICT (connection_id, name) DO UPDATE
 SET sealed = EXCLUDED.sealed, previous = CASE WHEN $5::timestamptz IS NULL THEN NULL ELSE secrets.sealed END,
     previous_until = $5, expires_at = EXCLUDED.expires_at, rotated_at = now()
 
+-- name: begin_renewal
+UPDATE connections SET renewing_until = clock_timestamp() + make_interval(secs => $2)
+WHERE id = $1 AND (renewing_until IS NULL OR renewing_until < clock_timestamp()) RETURNING renewing_until
+
+-- name: end_renewal
+-- $2: what begin_renewal returned. Who came to an end too late does not end another's.
+UPDATE connections SET renewing_until = NULL WHERE id = $1 AND renewing_until = $2
+
 -- name: tokens_to_renew
 -- Connections whose access token ends within $1 seconds.
 SELECT connection_id FROM secrets JOIN connections c ON c.id = connection_id

@@ -12,63 +12,132 @@ RETURNING e.id, e.company_id, e.connection_id, split_part(e.event_type, '.', 1) 
     e.entity_external_id, e.entity_internal_id, e.last_error, e.attempts, e.received_at
 
 -- name: list
--- Newest first; $1 status, $2 vendor, $3 company, $4 operation, $5 error class, $6 fingerprint, $7 only before this id.
+-- Newest first. The filter, here and below: $1 status (null: open), $2 vendor, $3 company, $4 operation, $5 error class,
+-- $6 fingerprint, $7 owner, $8 up to this id: ids are in the order of time. $9 only before this id.
 SELECT id, event_id, company_id, connection_id, vendor, queue, operation, entity_type, entity_external_id,
        entity_internal_id, error_class, error_code, error_message, fingerprint, attempts, first_attempt_at,
-       last_attempt_at, status, owner, resolved_by, resolved_at, notes, routing::text AS routing, created_at
+       last_attempt_at, status, owner, resolved_by, resolved_at, notes, overlay_paths AS edited_paths, edited_by, edited_at,
+       routing::text AS routing, created_at
 FROM dead_letters
 WHERE ($1::text IS NULL AND status IN ('pending', 'retrying') OR status = $1)
   AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
   AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
-  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::uuid IS NULL OR id < $7)
-ORDER BY id DESC LIMIT $8
+  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
+  AND ($8::uuid IS NULL OR id <= $8) AND ($9::uuid IS NULL OR id < $9)
+ORDER BY id DESC LIMIT $10
+
+-- name: oldest
+-- Open ones, the oldest first; $9 only after this id.
+SELECT id, event_id, company_id, connection_id, vendor, queue, operation, entity_type, entity_external_id,
+       entity_internal_id, error_class, error_code, error_message, fingerprint, attempts, first_attempt_at,
+       last_attempt_at, status, owner, resolved_by, resolved_at, notes, overlay_paths AS edited_paths, edited_by, edited_at,
+       routing::text AS routing, created_at
+FROM dead_letters
+WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
+  AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
+  AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
+  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
+  -- COALESCE, so that also a plan made for any parameters begins at the place and does not walk up to it.
+  AND id <= COALESCE($8::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+  AND id > COALESCE($9::uuid, '00000000-0000-0000-0000-000000000000')
+ORDER BY id LIMIT $10
+
+-- name: newest
+SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1
+
+-- name: kinds
+-- How many open ones of what, the most frequent first.
+SELECT vendor, operation, count(*) AS letters FROM dead_letters
+WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
+  AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
+  AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
+  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
+  AND ($8::uuid IS NULL OR id <= $8)
+GROUP BY vendor, operation ORDER BY count(*) DESC, vendor, operation
+
+-- name: groups
+-- Open ones by cause, the most frequent first.
+SELECT vendor, operation, owner, error_class, error_code, fingerprint, count(*) AS letters, min(created_at) AS oldest,
+       max(last_attempt_at) AS newest, min(error_message) AS error
+FROM dead_letters
+WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
+  AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
+  AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
+  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
+  AND ($8::uuid IS NULL OR id <= $8)
+GROUP BY vendor, operation, owner, error_class, error_code, fingerprint
+ORDER BY count(*) DESC, fingerprint
 
 -- name: show
 SELECT id, event_id, company_id, connection_id, vendor, queue, operation, entity_type, entity_external_id,
        entity_internal_id, error_class, error_code, error_message, fingerprint, attempts, first_attempt_at,
-       last_attempt_at, status, owner, resolved_by, resolved_at, notes, routing::text AS routing, created_at
+       last_attempt_at, status, owner, resolved_by, resolved_at, notes, overlay_paths AS edited_paths, edited_by, edited_at,
+       overlay::text AS edit, routing::text AS routing, created_at
 FROM dead_letters WHERE id = $1 OR event_id = $1
 ORDER BY created_at DESC LIMIT 1
 
 -- name: requeue
--- A fresh budget for the same event; its history stays. The relay publishes it.
-WITH letter AS (
-    UPDATE dead_letters SET status = 'retrying', resolved_by = $2, notes = COALESCE($3, notes)
-    WHERE event_id = ANY ($1::uuid[]) AND status IN ('pending', 'abandoned')
+-- A fresh budget for the same event; its history stays. The relay publishes it. Rows are locked in the order in which the
+-- workers lock theirs.
+WITH event AS (
+    SELECT id FROM channel_events WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'abandoned') ORDER BY id FOR UPDATE
+), letter AS (
+    UPDATE dead_letters d SET status = 'retrying', resolved_by = $2, resolved_at = NULL, notes = COALESCE($3, notes)
+    FROM event WHERE d.event_id = event.id AND d.status IN ('pending', 'abandoned')
 )
 UPDATE channel_events e
 SET status = 'received', attempts = 0, next_attempt_at = NULL, published_at = NULL, processed_at = NULL,
-    lease_until = NULL,
+    lease_until = NULL, job_id = $4,
     starts = LEAST(e.starts, 1) -- not a poison any more, but what nobody answered is still asked before it is repeated
-WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('failed', 'abandoned')
+FROM event WHERE e.id = event.id
 RETURNING e.id, e.company_id
 
 -- name: abandon
-WITH letter AS (
-    UPDATE dead_letters SET status = 'abandoned', resolved_by = $2, resolved_at = clock_timestamp(), notes = $3
-    WHERE id = ANY ($1::uuid[]) AND status IN ('pending', 'retrying')
-    RETURNING id, event_id, company_id
+-- Also of what runs again and waits; what a worker holds at this moment is left alone.
+WITH wanted AS (
+    SELECT id, event_id FROM dead_letters WHERE id = ANY ($1::uuid[]) AND status IN ('pending', 'retrying')
+), event AS (
+    SELECT e.id, e.status FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) ORDER BY e.id FOR UPDATE
 ), given_up AS (
-    UPDATE channel_events e SET status = 'abandoned', processed_at = clock_timestamp()
-    FROM letter WHERE e.id = letter.event_id AND e.status = 'failed'
+    UPDATE channel_events e SET status = 'abandoned', processed_at = clock_timestamp(), next_attempt_at = NULL
+    FROM event WHERE e.id = event.id AND event.status IN ('failed', 'received', 'retrying')
     RETURNING e.id, e.lane
+), letter AS (
+    UPDATE dead_letters d SET status = 'abandoned', resolved_by = $2, resolved_at = clock_timestamp(), notes = $3
+    FROM wanted LEFT JOIN event ON event.id = wanted.event_id
+    WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying') AND event.status IS DISTINCT FROM 'processing'
+    RETURNING d.id, d.event_id, d.company_id
 )
 SELECT letter.id, letter.event_id, letter.company_id, given_up.lane
 FROM letter LEFT JOIN given_up ON given_up.id = letter.event_id
 
 -- name: wake_lanes
--- Whoever waited behind an abandoned head may run: unpublished rows are the relay's next look.
-UPDATE channel_events e SET published_at = NULL
+-- Whoever waited behind an abandoned head may run now: due, which the relay sees at its next look. An unpublished row would
+-- not do: the mark of its first publish may still be on its way, and would cover this wake-up.
+UPDATE channel_events e SET status = 'retrying', next_attempt_at = clock_timestamp()
 WHERE e.id IN (SELECT DISTINCT ON (lane) id FROM channel_events
                WHERE lane = ANY ($1::text[]) AND status IN ('received', 'processing', 'retrying', 'failed')
                ORDER BY lane, seq)
   AND e.status = 'received'
 
--- name: groups
--- Open letters by cause, the most frequent first. $1 vendor, $2 company.
-SELECT vendor, operation, owner, error_class, error_code, fingerprint, count(*) AS letters, min(created_at) AS oldest,
-       max(last_attempt_at) AS newest, min(error_message) AS error
-FROM dead_letters
-WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR vendor = $1) AND ($2::text IS NULL OR company_id = $2)
-GROUP BY vendor, operation, owner, error_class, error_code, fingerprint
-ORDER BY count(*) DESC, fingerprint
+-- name: editable
+-- A dead letter with its event as it came, and the edit that lies over it now.
+SELECT d.id, d.status, d.edited_at, d.error_message, d.event_id, e.company_id, e.connection_id, e.parent_id, e.direction,
+       e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id, e.lane, e.received_at,
+       e.status AS event_status, e.payload::text AS payload, e.sealed, o.overlay::text AS overlay, o.overlay_sealed
+FROM dead_letters d LEFT JOIN channel_events e ON e.id = d.event_id LEFT JOIN dead_letters o ON o.id = e.overlay_id
+WHERE d.id = $1 OR d.event_id = $1
+ORDER BY d.created_at DESC LIMIT 1
+
+-- name: edit
+-- No row: its event runs again, or somebody else edited it after $8.
+WITH letter AS (
+    UPDATE dead_letters
+    SET overlay = $3::jsonb, overlay_sealed = $4, overlay_paths = $5, edited_by = $6, edited_at = clock_timestamp(),
+        notes = COALESCE($7, notes)
+    WHERE id = $1 AND status IN ('pending', 'abandoned') AND edited_at IS NOT DISTINCT FROM $8
+    RETURNING id
+)
+UPDATE channel_events e SET overlay_id = CASE WHEN $3::text IS NOT NULL THEN letter.id END
+FROM letter WHERE e.id = $2 AND e.status IN ('failed', 'abandoned')
+RETURNING e.id

@@ -2,7 +2,7 @@
 -- Newest first, in the order of recording. $1 status, $2 vendor, $3 company, $4 type, $5 only before this event.
 SELECT e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.entity_type, e.entity_external_id,
        e.entity_internal_id, e.idempotency_key, e.status, e.lane, e.attempts, e.max_attempts, e.next_attempt_at,
-       e.last_error, e.error_class, e.received_at, e.published_at, e.processed_at, e.trace
+       e.last_error, e.error_class, e.received_at, e.published_at, e.processed_at, e.trace, e.replay_of, e.job_id
 FROM channel_events e
 WHERE ($1::text IS NULL OR e.status = $1)
   AND ($2::text IS NULL OR e.connection_id IN (SELECT c.id FROM connections c WHERE c.vendor = $2))
@@ -22,7 +22,8 @@ SELECT count(*) FROM (
 -- name: show
 SELECT e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.entity_type, e.entity_external_id,
        e.entity_internal_id, e.idempotency_key, e.status, e.lane, e.attempts, e.max_attempts, e.next_attempt_at,
-       e.last_error, e.error_class, e.received_at, e.published_at, e.processed_at, e.trace, e.payload::text AS payload
+       e.last_error, e.error_class, e.received_at, e.published_at, e.processed_at, e.trace, e.replay_of, e.job_id,
+       e.overlay_id IS NOT NULL AS edited, e.payload::text AS payload
 FROM channel_events e WHERE e.id = $1
 
 -- name: attempts
@@ -31,3 +32,75 @@ WHERE event_id = $1 ORDER BY id
 
 -- name: deliveries
 SELECT id, connection_id, status, attempts, last_error FROM channel_events WHERE parent_id = $1 ORDER BY seq
+
+-- name: recorded
+-- When the first row from $1 on was recorded; replays say the time of what they repeat.
+SELECT seq, received_at FROM channel_events WHERE seq >= $1 AND replay_of IS NULL ORDER BY seq LIMIT 1
+
+-- name: newest
+SELECT seq FROM channel_events ORDER BY seq DESC LIMIT 1
+
+-- name: replayable
+-- Ended facts and deliveries from a stretch of rows; not the commands, which were only routed, nor earlier replays.
+-- $1 after, $2 up to (in order of recording), $3 statuses, $4 from, $5 to, $6 connections, $7 company, $8 type, $9 how many.
+SELECT e.id, e.seq, e.company_id, e.direction, e.event_type, e.status, c.vendor
+FROM channel_events e LEFT JOIN connections c ON c.id = e.connection_id
+WHERE e.seq > $1 AND e.seq <= $2 AND e.status = ANY ($3::text[]) AND e.replay_of IS NULL
+  AND (e.direction = 'inbound' OR e.parent_id IS NOT NULL)
+  AND ($4::timestamptz IS NULL OR e.received_at >= $4) AND ($5::timestamptz IS NULL OR e.received_at < $5)
+  AND ($6::text[] IS NULL OR e.connection_id = ANY ($6)) AND ($7::text IS NULL OR e.company_id = $7)
+  AND ($8::text IS NULL OR e.event_type = $8)
+ORDER BY e.seq LIMIT $9
+
+-- name: replayable_ids
+SELECT e.id, e.seq, e.company_id, e.direction, e.event_type, e.status, c.vendor
+FROM channel_events e LEFT JOIN connections c ON c.id = e.connection_id
+WHERE e.id = ANY ($1::uuid[]) ORDER BY e.seq
+
+-- name: deliveries_of
+-- Whether an id is known; of a command its deliveries, of all else itself.
+SELECT g.id AS asked, COALESCE(d.id, e.id) AS id, e.direction = 'outbound' AND e.parent_id IS NULL AND d.id IS NULL AS nothing
+FROM unnest($1::uuid[]) AS g (id) JOIN channel_events e ON e.id = g.id
+LEFT JOIN channel_events d ON d.parent_id = e.id AND d.replay_of IS NULL
+
+-- name: overtaken
+-- Of these deliveries, those after which something newer of their lane went out, or is on its way, that the same selection
+-- does not repeat behind them: sent again, they would put an older state back. $2 to $8: the selection, $9 its ids.
+SELECT e.id FROM channel_events e
+WHERE e.id = ANY ($1::uuid[]) AND e.lane IS NOT NULL AND (
+    EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
+            AND n.status = 'done'
+            AND NOT CASE WHEN $9::uuid[] IS NOT NULL THEN n.id = ANY ($9)
+                ELSE n.seq <= $2 AND n.status = ANY ($3::text[])
+                     AND ($4::timestamptz IS NULL OR n.received_at >= $4)
+                     AND ($5::timestamptz IS NULL OR n.received_at < $5)
+                     AND ($6::text[] IS NULL OR n.connection_id = ANY ($6)) AND ($7::text IS NULL OR n.company_id = $7)
+                     AND ($8::text IS NULL OR n.event_type = $8) END)
+    OR EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
+               AND n.status IN ('received', 'processing', 'retrying')))
+
+-- name: mapped
+-- Of these deliveries, those whose entity has an id at their connection.
+SELECT e.id FROM channel_events e
+JOIN int_mappings m ON m.company_id = e.company_id AND m.internal_entity_type = e.entity_type
+    AND m.internal_entity_id = e.entity_internal_id AND m.connection_id = e.connection_id
+WHERE e.id = ANY ($1::uuid[])
+
+-- name: replay
+-- New rows that say the same as ended ones, the edit included, under keys of their own. A fact keeps the time at which it
+-- came, which may be part of its version; a delivery goes to the end of its lane.
+INSERT INTO channel_events (id, company_id, connection_id, property_id, parent_id, replay_of, job_id, overlay_id, direction,
+    event_type, entity_type, entity_external_id, entity_internal_id, idempotency_key, payload, sealed, lane, lane_policy,
+    max_attempts, trace, received_at)
+SELECT g.id, e.company_id, e.connection_id, e.property_id, e.parent_id, e.id, $3, e.overlay_id, e.direction,
+       e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id,
+       e.idempotency_key || '#replay:' || $3::uuid, e.payload, e.sealed, e.lane, e.lane_policy, e.max_attempts, e.trace,
+       CASE WHEN e.direction = 'inbound' THEN e.received_at ELSE clock_timestamp() END
+FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (original, id, position)
+JOIN channel_events e ON e.id = g.original
+ORDER BY g.position
+ON CONFLICT (company_id, direction, idempotency_key) DO NOTHING
+RETURNING id, replay_of, company_id
+
+-- name: connections_of
+SELECT id FROM connections WHERE vendor = $1

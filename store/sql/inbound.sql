@@ -6,7 +6,10 @@ SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entit
        (SELECT jsonb_agg(jsonb_build_object('expected', w.expected, 'written_at', w.written_at))::text
         FROM own_writes w
         WHERE w.connection_id = e.connection_id AND w.external_id = e.entity_external_id AND w.expires_at > now()
-       ) AS own_writes
+       ) AS own_writes,
+       CASE WHEN e.overlay_id IS NOT NULL THEN (
+           SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
+           FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
 FROM channel_events e
 WHERE e.id = ANY ($1::uuid[])
 
@@ -16,6 +19,24 @@ UPDATE channel_events SET starts = starts + 1
 WHERE id = $1 AND status IN ('received', 'processing', 'retrying')
 RETURNING starts
 
+-- name: lease
+-- Facts about which the vendor must be asked first: meanwhile their rows say who does it, and not a message in the broker.
+UPDATE channel_events e SET status = 'processing', worker = $2, starts = e.starts + $4, next_attempt_at = NULL,
+    lease_until = clock_timestamp() + make_interval(secs => $3), published_at = COALESCE(e.published_at, clock_timestamp())
+WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'retrying')
+  AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+RETURNING e.id, e.starts
+
+-- name: prolong
+UPDATE channel_events SET lease_until = clock_timestamp() + make_interval(secs => $3)
+WHERE id = ANY ($1::uuid[]) AND status = 'processing' AND worker = $2
+
+-- name: release
+-- Stale at once, for the next look of the relay. Not null: who announced them a moment ago would mark them once more.
+UPDATE channel_events SET status = 'received', starts = GREATEST(starts - 1, 0), lease_until = NULL,
+    published_at = '2000-01-01Z'
+WHERE id = ANY ($1::uuid[]) AND status = 'processing' AND worker = $2
+
 -- name: lock_open
 -- Decides between two workers that performed the same event: the second finds it settled.
 SELECT id FROM channel_events
@@ -23,19 +44,30 @@ WHERE id = ANY ($1::uuid[]) AND status IN ('received', 'processing', 'retrying')
 ORDER BY id
 FOR UPDATE
 
+-- name: stored_states
+-- As the core was told them, or said them itself.
+SELECT r.connection_id, r.external_id, r.external_property_id, r.external_room_type_id, r.external_unit_id, r.status,
+       r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference, r.booked_at,
+       r.cancelled_at
+FROM unnest($1::text[], $2::text[]) AS g (connection_id, external_id)
+JOIN int_reservations r ON r.connection_id = g.connection_id AND r.external_id = g.external_id
+ORDER BY r.connection_id, r.external_id
+FOR UPDATE OF r
+
 -- name: upsert_reservations
--- The fence: only a greater (source_version, observed_at, tie) replaces what is stored.
+-- The fence: only a greater (source_version, asked, observed_at) replaces what is stored; asked, said by the vendor's API, is a
+-- tie of 100 and more (schemas.entities.Version).
 -- Known personal data is not overwritten by a state that brings none.
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
         $10::date[], $11::date[], $12::int[], $13::int[], $14::bigint[], $15::text[], $16::text[], $17::text[],
         $18::timestamptz[], $19::timestamptz[], $20::text[], $21::bytea[], $22::timestamptz[], $23::timestamptz[],
-        $24::smallint[], $25::uuid[], $26::bytea[], $27::text[], $28::text[])
+        $24::smallint[], $25::uuid[], $26::bytea[], $27::text[], $28::text[], $29::uuid[])
         AS g (id, company_id, connection_id, external_id, external_property_id, external_room_type_id,
               external_unit_id, guest_id, status, check_in, check_out, adults, children, total_price, currency, source,
               source_reference, booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie,
-              source_event, guest_sealed, guest_language, guest_country)
+              source_event, guest_sealed, guest_language, guest_country, command)
 ), guest AS (
     INSERT INTO int_guests AS stored (id, company_id, connection_id, external_id, language, country, sealed,
                                       source_version, observed_at, tie)
@@ -48,8 +80,8 @@ WITH given AS (
     SET sealed = EXCLUDED.sealed, language = COALESCE(EXCLUDED.language, stored.language),
         country = COALESCE(EXCLUDED.country, stored.country), source_version = EXCLUDED.source_version,
         observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, updated_at = now()
-    WHERE (stored.source_version, stored.observed_at, stored.tie)
-        < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+    WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)
+        < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)
 ), applied AS (
     INSERT INTO int_reservations AS stored (
         id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
@@ -70,30 +102,58 @@ WITH given AS (
         cancelled_at = EXCLUDED.cancelled_at, raw_data = EXCLUDED.raw_data,
         sealed = COALESCE(EXCLUDED.sealed, stored.sealed), source_version = EXCLUDED.source_version,
         observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, source_event = EXCLUDED.source_event, updated_at = now()
-    WHERE (stored.source_version, stored.observed_at, stored.tie)
-        < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
+    WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)
+        < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)
     RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, xmax = 0 AS created
+), ours AS (
+    -- What the core created itself has the core's name from the first moment on, though the answer may still be on its way.
+    -- A copy of its booking, our mark in it too, is another one and gets a name of its own.
+    SELECT DISTINCT ON (g.connection_id, d.entity_internal_id) g.connection_id, g.external_id, d.entity_internal_id AS name
+    FROM given g JOIN channel_events d ON d.id = g.command AND d.connection_id = g.connection_id
+        AND d.entity_type = 'reservation'
+    WHERE g.command IS NOT NULL AND NOT EXISTS (
+        SELECT FROM int_mappings m WHERE m.company_id = g.company_id AND m.internal_entity_type = 'reservation'
+            AND m.internal_entity_id = d.entity_internal_id AND m.connection_id = g.connection_id)
+    AND NOT EXISTS (
+        SELECT FROM int_mappings m WHERE m.connection_id = g.connection_id AND m.external_entity_type = 'reservation'
+            AND m.external_entity_id = g.external_id)
+    ORDER BY g.connection_id, d.entity_internal_id, g.external_id
+), named AS (
+    SELECT a.id, a.company_id, a.connection_id, a.external_id, a.guest_id, a.created,
+           COALESCE((SELECT m.internal_entity_id FROM int_mappings m
+                     WHERE m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
+                       AND m.external_entity_id = a.external_id),
+                    (SELECT o.name FROM ours o WHERE o.connection_id = a.connection_id AND o.external_id = a.external_id),
+                    a.id::text) AS internal_id
+    FROM applied a
 ), mapped AS (
     INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id,
                               internal_entity_type, internal_entity_id)
-    SELECT company_id, connection_id, 'reservation', external_id, 'reservation', id::text
-    FROM applied WHERE created
+    SELECT company_id, connection_id, 'reservation', external_id, 'reservation', internal_id
+    FROM named WHERE created
     ORDER BY connection_id, external_id
     ON CONFLICT DO NOTHING
 )
-SELECT a.connection_id, a.external_id, a.guest_id, a.created,
-       COALESCE((SELECT m.internal_entity_id FROM int_mappings m
-                 WHERE m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
-                   AND m.external_entity_id = a.external_id), a.id::text) AS internal_id
-FROM applied a
+SELECT connection_id, external_id, guest_id, created, internal_id FROM named
 
--- name: same_moment
--- Of these states that did not pass the fence, those that are exactly as new as the stored one, which came by another
--- event: the vendor's clock does not tell which of the two is its present state.
+-- name: overtaken
+-- Of these answers of the vendor's API, those of the modification time of what a webhook told, and stored, since they were
+-- asked for: it may be the later change.
 SELECT g.event_id FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
     AS g (event_id, connection_id, external_id, source_version, observed_at)
 JOIN int_reservations r ON r.connection_id = g.connection_id AND r.external_id = g.external_id
-    AND r.source_version = g.source_version AND r.observed_at = g.observed_at
+    AND r.source_version = g.source_version AND r.tie < 100 AND r.updated_at >= g.observed_at
+WHERE r.source_event <> g.event_id
+ORDER BY r.connection_id, r.external_id
+FOR UPDATE OF r
+
+-- name: same_moment
+-- Of these states that did not pass the fence, those with the modification time of the stored one, which came by another
+-- event: the vendor's clock does not tell which of the two is its present state.
+SELECT g.event_id FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])
+    AS g (event_id, connection_id, external_id, source_version)
+JOIN int_reservations r ON r.connection_id = g.connection_id AND r.external_id = g.external_id
+    AND r.source_version = g.source_version
 WHERE r.source_event <> g.event_id
 
 -- name: upsert_availability

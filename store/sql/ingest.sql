@@ -42,11 +42,15 @@ WITH request AS (
 )
 SELECT n, id, recorded FROM outcome
 
+-- name: standing
+-- Under which id each of these facts stands.
+SELECT e.id FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (company_id, idempotency_key, n)
+JOIN channel_events e ON e.company_id = k.company_id AND e.direction = 'inbound' AND e.idempotency_key = k.idempotency_key
+ORDER BY k.n
+
 -- name: mark_published
 -- Only rows that still wait: what a worker has settled in the meantime needs no mark. A row that failed and was requeued
 -- in the meantime is another matter: that publish was before, so it must not count for it.
 UPDATE channel_events SET published_at = clock_timestamp()
 WHERE id = ANY ($1::uuid[]) AND published_at IS NULL AND status = 'received' AND error_class IS NULL
-
--- name: mark_core_published
-UPDATE core_events SET published_at = clock_timestamp() WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+RETURNING event_type

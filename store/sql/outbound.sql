@@ -13,10 +13,26 @@ ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: load_commands
+-- The open ones of these, and before them what was recorded earlier about the same entities and is not routed yet: its
+-- wake-up may be late, but the order of recording is the order of the lane.
+WITH named AS (
+    SELECT e.id, e.company_id, e.entity_type, e.entity_internal_id, e.seq FROM channel_events e
+    WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'outbound' AND e.parent_id IS NULL
+      AND e.status IN ('received', 'processing', 'retrying')
+), wanted AS (
+    SELECT id FROM named
+    UNION
+    SELECT o.id FROM named n JOIN channel_events o
+        ON o.company_id = n.company_id AND o.entity_internal_id = n.entity_internal_id AND o.seq < n.seq
+    WHERE o.entity_type = n.entity_type AND o.direction = 'outbound' AND o.parent_id IS NULL AND o.status = 'received'
+)
 SELECT e.id, e.company_id, e.connection_id, e.event_type, e.idempotency_key, e.payload::text AS payload, e.sealed,
-       e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace, e.error_class
-FROM channel_events e
-WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'outbound' AND e.parent_id IS NULL
+       e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace, e.error_class,
+       CASE WHEN e.overlay_id IS NOT NULL THEN (
+           SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
+           FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
+FROM channel_events e WHERE e.id IN (SELECT id FROM wanted)
+ORDER BY e.seq LIMIT $2
 
 -- name: mapped_connections
 -- Where an entity of the core lives: the connections that have a mapping for it.
@@ -39,37 +55,31 @@ JOIN connections c ON c.id = e.connection_id
 WHERE c.status <> 'disabled'
 
 -- name: claim
--- Leases the deliveries that may run now. A lane's head is locked and looked at, never skipped: a second worker must not
--- overtake it. What is not due, not the head, or taken by another worker is simply not among the answers.
--- hold: the oldest, behind nothing that is open or failed. supersede: the newest, while none of its lane is being sent.
-WITH wanted AS (
+-- Leases the deliveries that may run now. The lane is locked (in the order of their names) and looked at, never skipped: a
+-- second worker must not overtake the first. What is not due, not its lane's turn, or taken by another worker is simply not
+-- among the answers.
+WITH wanted AS MATERIALIZED (
     SELECT e.id, e.lane, e.lane_policy, e.seq FROM channel_events e
     WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL AND e.status IN ('received', 'retrying')
       AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
       AND EXISTS (SELECT FROM connections c WHERE c.id = e.connection_id AND c.status = 'active')
-    ORDER BY e.id
-    FOR UPDATE
-), runnable AS (
-    SELECT w.id FROM wanted w
-    WHERE CASE w.lane_policy
-        WHEN 'hold' THEN NOT EXISTS (
-            SELECT FROM channel_events h WHERE h.lane = w.lane AND h.seq < w.seq
-                AND h.status IN ('received', 'processing', 'retrying', 'failed'))
-        WHEN 'supersede' THEN NOT EXISTS (
-            SELECT FROM channel_events h WHERE h.lane = w.lane AND h.id <> w.id
-                AND (h.status = 'processing' OR (h.status IN ('received', 'retrying') AND h.seq > w.seq)))
-        ELSE true END
+    ORDER BY e.lane, e.seq
+), runnable AS MATERIALIZED (
+    SELECT w.id FROM wanted w WHERE take_lane(w.id, w.lane, w.lane_policy, w.seq)
 )
 UPDATE channel_events e
 SET status = 'processing', attempts = e.attempts + 1, starts = e.starts + 1, worker = $2,
     lease_until = clock_timestamp() + make_interval(secs => $3), next_attempt_at = NULL,
     published_at = COALESCE(e.published_at, clock_timestamp())
-FROM runnable, connections c
-LEFT JOIN rate_budgets b ON b.connection_id = c.id AND b.resets_at > clock_timestamp()
-WHERE e.id = runnable.id AND c.id = e.connection_id
+FROM runnable
+WHERE e.id = runnable.id AND e.status IN ('received', 'retrying')
+  AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
 RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_internal_id, e.idempotency_key,
           e.payload::text AS payload, e.sealed, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace,
-          e.error_class, e.lane, e.lane_policy, b.remaining AS budget_remaining, b.resets_at AS budget_resets_at
+          e.error_class, e.lane, e.lane_policy,
+          CASE WHEN e.overlay_id IS NOT NULL THEN (
+              SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
+              FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
 
 -- name: external_ids
 SELECT m.connection_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id,
@@ -102,6 +112,13 @@ WHERE e.status = 'processing' AND e.worker = $3
 ORDER BY e.id
 FOR UPDATE OF e
 
+-- name: note_exchanges
+INSERT INTO sync_exchanges AS x (event_id, company_id, request, response)
+SELECT event_id, company_id, request::jsonb, response::jsonb
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS g (event_id, company_id, request, response)
+ON CONFLICT (event_id) DO UPDATE
+SET request = EXCLUDED.request, response = COALESCE(EXCLUDED.response, x.response), at = clock_timestamp()
+
 -- name: learn_external_ids
 INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id, internal_entity_type,
                           internal_entity_id)
@@ -116,17 +133,45 @@ DO UPDATE SET internal_entity_id = EXCLUDED.internal_entity_id, is_active = true
 UPDATE channel_events e SET entity_external_id = g.external_id
 FROM unnest($1::uuid[], $2::text[]) AS g (id, external_id) WHERE e.id = g.id
 
--- name: note_budgets
-INSERT INTO rate_budgets (connection_id, company_id, remaining, resets_at)
-SELECT connection_id, company_id, remaining, clock_timestamp() + make_interval(secs => resets_in)
-FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[]) AS g (connection_id, company_id, remaining, resets_in)
-ORDER BY connection_id
-ON CONFLICT (connection_id) DO UPDATE
-SET remaining = EXCLUDED.remaining, resets_at = EXCLUDED.resets_at, updated_at = clock_timestamp()
+-- name: waiting
+-- Deliveries of one connection that may run: bookings first, rates last, of each those that wait longest. What `claim` would
+-- refuse is not among them, or the same ones would be found and refused for ever.
+WITH RECURSIVE ready AS NOT MATERIALIZED (
+    SELECT e.id, e.lane, e.lane_policy, e.seq FROM channel_events e
+    WHERE e.connection_id = $1 AND e.status = 'received' AND e.parent_id IS NOT NULL
+      AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= now())
+), rates AS (
+    -- One row of each lane, its oldest; then the newest goes out, for all of them.
+    (SELECT lane, seq, ARRAY[lane] AS seen FROM ready WHERE lane_policy = 'supersede' ORDER BY seq LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.seq, r.seen || n.lane FROM rates r CROSS JOIN LATERAL (
+        SELECT lane, seq FROM ready WHERE lane_policy = 'supersede' AND seq > r.seq AND lane <> ALL (r.seen)
+        ORDER BY seq LIMIT 1) n
+), newest AS (
+    SELECT n.* FROM rates r CROSS JOIN LATERAL (
+        SELECT e.id, e.lane, e.lane_policy, e.seq, e.status, e.next_attempt_at FROM channel_events e
+        WHERE e.lane = r.lane AND e.status IN ('received', 'processing', 'retrying') ORDER BY e.seq DESC LIMIT 1) n
+)
+SELECT id FROM (
+    (SELECT id, lane, lane_policy, seq FROM ready
+     WHERE lane_policy = 'hold' AND lane_is_free(id, lane, lane_policy, seq) ORDER BY seq LIMIT $2)
+    UNION ALL
+    (SELECT id, lane, lane_policy, seq FROM ready WHERE lane_policy = 'independent' ORDER BY seq LIMIT $2)
+    UNION ALL
+    (SELECT id, lane, lane_policy, seq FROM newest
+     WHERE status = 'received' AND (next_attempt_at IS NULL OR next_attempt_at <= now())
+       AND lane_is_free(id, lane, lane_policy, seq) LIMIT $2)
+) found
+WHERE EXISTS (SELECT FROM connections c WHERE c.id = $1 AND c.status = 'active') LIMIT $2
+
+-- name: wake_waiting
+-- Stale at once, for the next look of the relay. Not null: who announced them a moment ago would mark them once more.
+UPDATE channel_events SET published_at = '2000-01-01Z'
+WHERE connection_id = ANY ($1::text[]) AND status = 'received' AND parent_id IS NOT NULL
 
 -- name: lane_heads
 -- The command of each lane that is next, for waking it when the one before it is settled.
-SELECT DISTINCT ON (e.lane) e.id, e.company_id, e.event_type, e.trace, e.status, c.vendor
+SELECT DISTINCT ON (e.lane) e.id, e.company_id, e.connection_id, e.event_type, e.trace, e.status, c.vendor
 FROM channel_events e JOIN connections c ON c.id = e.connection_id
 WHERE e.lane = ANY ($1::text[]) AND e.status IN ('received', 'processing', 'retrying', 'failed')
   AND (e.status <> 'failed' OR e.lane_policy = 'hold')
@@ -134,7 +179,11 @@ ORDER BY e.lane, CASE WHEN e.lane_policy = 'supersede' THEN -e.seq ELSE e.seq EN
 
 -- name: older_in_lane
 -- What waits in the lanes of these claimed deliveries and is older: the newest says it too, night by night.
-SELECT n.id AS newest, e.id, e.payload::text AS payload FROM channel_events n
+SELECT n.id AS newest, e.id, e.payload::text AS payload,
+       CASE WHEN e.overlay_id IS NOT NULL THEN (
+           SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
+           FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
+FROM channel_events n
 JOIN channel_events e ON e.lane = n.lane AND e.seq < n.seq AND e.status IN ('received', 'retrying')
 WHERE n.id = ANY ($1::uuid[]) AND n.lane_policy = 'supersede'
 ORDER BY e.seq DESC

@@ -1,40 +1,73 @@
 -- One look for each reason, each on its own partial index. Rows are independent, so SKIP LOCKED lets several
 -- schedulers share the work. Each look marks its rows before they are published: a crash between costs a delay,
--- never a row, because the mark runs out.
+-- never a row, because the mark runs out. Times are compared with now() and not with the clock, which no index
+-- can be asked for: a look would read all that waits to find nothing.
 
 -- name: unpublished
--- Recorded, and not confirmed by the broker within $1 seconds.
+-- Recorded, and not confirmed by the broker within $1 seconds. Companies take turns, beginning after $3, each with its oldest
+-- rows. All who wait share $2: of one company no more facts than its share, at least 20, may be announced and not settled.
+-- The rest of a flood waits here, however long it is, behind nobody but itself.
+WITH RECURSIVE waiting AS (
+    -- One probe of the index for each company and direction; its first entry is its oldest row.
+    (SELECT company_id, direction, received_at FROM channel_events
+     WHERE status = 'received' AND published_at IS NULL AND company_id > $3
+     ORDER BY company_id, direction, received_at LIMIT 1)
+    UNION ALL
+    SELECT n.company_id, n.direction, n.received_at
+    FROM waiting w CROSS JOIN LATERAL (
+        SELECT company_id, direction, received_at FROM channel_events
+        WHERE status = 'received' AND published_at IS NULL
+          AND (company_id, direction) > (w.company_id, w.direction)
+        ORDER BY company_id, direction, received_at LIMIT 1) n
+), turn AS (
+    SELECT company_id, direction FROM waiting WHERE received_at < now() - make_interval(secs => $1)
+), share AS (
+    SELECT GREATEST(20, $2 / GREATEST(1, count(*))) AS rows FROM (SELECT FROM turn LIMIT 25) t
+), announced AS MATERIALIZED (
+    -- What is not settled after so long is lost, or in a queue that is merely long: it must not keep the rest waiting.
+    SELECT company_id, count(*) AS rows
+    FROM (SELECT company_id FROM channel_events
+          WHERE status = 'received' AND direction = 'inbound' AND published_at > now() - interval '10 seconds'
+          ORDER BY published_at DESC LIMIT 4000) a
+    GROUP BY company_id
+)
 UPDATE channel_events e SET published_at = clock_timestamp()
-FROM (SELECT id FROM channel_events
-      WHERE status = 'received' AND published_at IS NULL AND received_at < clock_timestamp() - make_interval(secs => $1)
-      ORDER BY received_at LIMIT $2 FOR UPDATE SKIP LOCKED) due
+FROM (SELECT oldest.id FROM turn t CROSS JOIN LATERAL (
+          SELECT id FROM channel_events
+          WHERE company_id = t.company_id AND direction = t.direction AND status = 'received' AND published_at IS NULL
+            AND received_at < now() - make_interval(secs => $1)
+          ORDER BY received_at
+          LIMIT GREATEST(0, (SELECT rows FROM share) - CASE WHEN t.direction = 'inbound' THEN
+              COALESCE((SELECT a.rows FROM announced a WHERE a.company_id = t.company_id), 0) ELSE 0 END)
+          FOR UPDATE SKIP LOCKED) oldest
+      LIMIT $2) due
 WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
 -- name: stale
--- Published, and not settled within $1 seconds: the wake-up may be lost. A command that waits behind its lane's head is
--- woken by the head.
+-- Published after $3, and not settled within $1 seconds: the wake-up is lost, or its queue is merely long. A command that
+-- waits behind its lane's head is woken by the head.
+SELECT w.id, w.company_id, w.connection_id, w.parent_id, w.direction, w.event_type, w.trace, w.published_at
+FROM channel_events w
+WHERE w.status = 'received' AND w.published_at < now() - make_interval(secs => $1) AND w.published_at > $3
+  AND lane_is_free(w.id, w.lane, w.lane_policy, w.seq)
+  AND (w.parent_id IS NULL
+       OR EXISTS (SELECT FROM connections c WHERE c.id = w.connection_id AND c.status = 'active'))
+ORDER BY w.published_at LIMIT $2
+
+-- name: lost
+-- Of these that were stale, those that nobody has settled or woken since.
 UPDATE channel_events e SET published_at = clock_timestamp()
-FROM (SELECT w.id FROM channel_events w
-      WHERE w.status = 'received' AND w.published_at < clock_timestamp() - make_interval(secs => $1)
-        AND CASE w.lane_policy
-            WHEN 'hold' THEN NOT EXISTS (
-                SELECT FROM channel_events h WHERE h.lane = w.lane AND h.seq < w.seq
-                    AND h.status IN ('received', 'processing', 'retrying', 'failed'))
-            WHEN 'supersede' THEN NOT EXISTS (
-                SELECT FROM channel_events h WHERE h.lane = w.lane AND h.id <> w.id
-                    AND (h.status = 'processing' OR (h.status IN ('received', 'retrying') AND h.seq > w.seq)))
-            ELSE true END
-        AND (w.parent_id IS NULL
-             OR EXISTS (SELECT FROM connections c WHERE c.id = w.connection_id AND c.status = 'active'))
-      ORDER BY w.published_at LIMIT $2 FOR UPDATE SKIP LOCKED) due
+FROM (SELECT id FROM channel_events
+      WHERE id = ANY ($2::uuid[]) AND status = 'received' AND published_at < now() - make_interval(secs => $1)
+      FOR UPDATE SKIP LOCKED) due
 WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
 -- name: due
 -- Retries whose time has come; from here on they are received again, with their attempts.
 UPDATE channel_events e SET status = 'received', published_at = clock_timestamp(), next_attempt_at = NULL
-FROM (SELECT id FROM channel_events WHERE status = 'retrying' AND next_attempt_at <= clock_timestamp()
+FROM (SELECT id FROM channel_events WHERE status = 'retrying' AND next_attempt_at <= now()
       ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED) due
 WHERE e.id = due.id AND $1::float8 IS NOT NULL
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
@@ -44,20 +77,15 @@ RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event
 UPDATE channel_events e SET status = 'received', published_at = clock_timestamp(), lease_until = NULL,
     error_class = 'unknown', last_error = 'the worker that had it did not answer'
 FROM (SELECT id FROM channel_events
-      WHERE status = 'processing' AND lease_until < clock_timestamp() - make_interval(secs => $1)
+      WHERE status = 'processing' AND lease_until < now() - make_interval(secs => $1)
       ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED) due
 WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
--- name: core
--- Results that were committed and not confirmed within $1 seconds.
-SELECT id, company_id, connection_id, event_type, subject, data::text AS data, cause_id, trace FROM core_events
-WHERE published_at IS NULL AND created_at < clock_timestamp() - make_interval(secs => $1)
-ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
-
 -- name: outbox
+-- One scheduler at a time, for the order in which the rows were written.
 SELECT id, company_id, event_type, subject, connection_id, payload::text AS payload, idempotency_key FROM outbox
-WHERE taken_at IS NULL ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED
+WHERE taken_at IS NULL AND (SELECT pg_try_advisory_xact_lock(7203411962)) ORDER BY created_at LIMIT $1 FOR UPDATE
 
 -- name: outbox_taken
 -- The event has the payload now, its personal part sealed; here it would stay readable. What was refused is its writer's.
@@ -76,7 +104,8 @@ SELECT
     (SELECT EXTRACT(epoch FROM clock_timestamp() - min(created_at)) FROM dead_letters
         WHERE status IN ('pending', 'retrying')) AS oldest_letter,
     (SELECT EXTRACT(epoch FROM clock_timestamp() - min(received_at)) FROM channel_events
-        WHERE lane IS NOT NULL AND status IN ('received', 'processing', 'retrying', 'failed')) AS lane_age
+        WHERE lane IS NOT NULL AND status IN ('received', 'processing', 'retrying', 'failed')
+          AND (status <> 'failed' OR lane_policy = 'hold')) AS lane_age -- any other failed one holds nobody
 
 -- name: open_letters
 SELECT COALESCE(vendor, 'none') AS vendor, owner, operation, count(*) AS n FROM dead_letters

@@ -84,7 +84,7 @@ async def test_secrets_come_from_prompt_file_and_stdin_and_are_never_shown(stayb
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--set", "curency=EUR"), "known: base_url, currency, fetch, webhook_auth, webhook_header"),
+        (("--set", "curency=EUR"), "known: base_url, currency, fetch, pull, webhook_auth, webhook_header"),
         (("--set", "webhook_auth=none"), "one of hmac, header"),
         (("--set", "webhook_secret=hunter2"), "use --secret webhook_secret"),
         (("--set", "hunter2"), "NAME=VALUE"),

@@ -33,14 +33,19 @@ STAYBUS = str(Path(sys.executable).parent / "staybus")
 
 
 async def waiting(amqp_url: str, queue: str) -> list[Any]:
+    """What lies in a queue: all that comes before a last message of our own."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         channel = await connection.channel()
+        declared = await channel.get_queue(queue, ensure=False)
+        await channel.default_exchange.publish(aio_pika.Message(b'"the end"'), queue)
         found = []
-        declared = await channel.declare_queue(queue, passive=True)
-        while (message := await declared.get(fail=False)) is not None:
-            found.append(json.loads(message.body))
-            await message.ack()
+        async with declared.iterator(timeout=20) as messages:
+            async for message in messages:
+                await message.ack()
+                if message.body == b'"the end"':
+                    break
+                found.append(json.loads(message.body))
         return found
 
 

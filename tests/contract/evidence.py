@@ -69,8 +69,12 @@ class World(Protocol):
     hints: Sequence[Hint]  # entities that exist
     gone: Sequence[Hint]  # entities that do not
 
+    def webhooks(self) -> Sequence[WebhookRequest]:
+        """What the vendor's webhooks would say now of the entities in `hints` that `Manifest.pulls` covers."""
+        ...
+
     def fail(self, how: Break, event_type: str | None) -> None:
-        """From now on: once, or until mended for a dead token. None: the reads that `fetch` makes."""
+        """From now on: once, or until mended for a dead token. None: the reads of `fetch` and `changes`."""
         ...
 
     def mend(self) -> None: ...

@@ -142,6 +142,8 @@ def test_manifest_is_coherent(vendor: str) -> None:
     assert manifest.rate_limit.reserve < manifest.rate_limit.units
     looked_up = {name for name, how in manifest.commands.items() if how.repeat is Repeat.LOOK_UP}
     assert manifest.commands_with_marker <= looked_up
+    assert bool(manifest.pulls) == any(name.startswith("pull.") for name in manifest.capabilities)
+    assert bool(manifest.pulls) == ("pull" in {field.name for field in manifest.fields})
 
 
 # ------------------------------------------------------------------------------------------------ webhooks: proof
@@ -419,16 +421,16 @@ async def test_a_vendor_that_cannot_be_reached_was_surely_not_told(
 
 
 @EACH_COMMAND
-async def test_after_no_answer_the_effect_is_found_by_its_marker(
+async def test_after_no_answer_the_effect_is_looked_up_and_found(
     vendor: str, event_type: str, evidence: Evidence, world: World, session: TestSession
 ) -> None:
     adapter = adapters()[vendor]
-    if adapter.manifest.commands[event_type].repeat is not Repeat.LOOK_UP:
+    if adapter.manifest.commands[event_type].repeat is Repeat.ASK:
         return
     for number, how in enumerate((Break.TIMEOUT_NOT_DONE, Break.TIMEOUT_DONE), start=1):
         sent = command(event_type, evidence.commands[event_type], world, number)
         world.fail(how, event_type)
-        with pytest.raises(Unknown):
+        with pytest.raises((Unknown, Transient)):
             await adapter.execute(session, sent)
         found = await adapter.find(session, sent)
         if how is Break.TIMEOUT_NOT_DONE:
@@ -490,6 +492,50 @@ async def test_a_read_that_fails_can_be_tried_again(
     world.fail(how, None)
     with pytest.raises(AdapterError) as caught:
         await adapters()[vendor].fetch(session, world.hints)
+    assert type(caught.value) is READ_FAILURES[how]
+    _explains(caught.value, vendor, evidence, session)
+
+
+PULLING = pytest.mark.parametrize("vendor", [name for name in VENDORS if adapters()[name].manifest.pulls])
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+async def _changes(vendor: str, session: TestSession) -> list[Fact]:
+    return [fact async for page in adapters()[vendor].changes(session, LONG_AGO) for fact in page.facts]
+
+
+@PULLING
+async def test_what_a_pull_lists_are_the_facts_of_the_webhooks(
+    vendor: str, evidence: Evidence, world: World, session: TestSession
+) -> None:
+    """The same key, or a webhook that did arrive would be told a second time."""
+    adapter = adapters()[vendor]
+    sent = [fact for request in world.webhooks() for fact in adapter.parse(request, world.connection)]
+    assert sent, "show a webhook about something that a pull lists"
+    listed = {(fact.entity_type, fact.external_id): fact for fact in await _changes(vendor, session)}
+    assert {kind for kind, _ in listed} == adapter.manifest.pulls
+    for fact in sent:
+        pulled = listed[fact.entity_type, fact.external_id]
+        assert pulled.idempotency_key == fact.idempotency_key is not None
+        assert (pulled.event_type, pulled.property_external_id) == (fact.event_type, fact.property_external_id)
+        pulled_state, sent_state = (adapter.interpret(_recorded(f, evidence), world.connection) for f in (pulled, fact))
+        assert isinstance(pulled_state, Effects)
+        assert isinstance(sent_state, Effects)
+        assert [row.entity for row in _rows(pulled_state)] == [row.entity for row in _rows(sent_state)]
+        readable, _ = PersonalPaths(adapter.manifest.personal_paths).split(pulled.payload)
+        _tells_nothing(_text(readable), evidence.guest_values)
+    assert session.budgets, "the vendor's rate headers were not read"
+
+
+@PULLING
+@pytest.mark.parametrize("how", READ_FAILURES)
+async def test_a_pull_that_fails_can_be_tried_again(
+    vendor: str, how: Break, evidence: Evidence, world: World, session: TestSession
+) -> None:
+    await session.access_token()
+    world.fail(how, None)
+    with pytest.raises(AdapterError) as caught:
+        await _changes(vendor, session)
     assert type(caught.value) is READ_FAILURES[how]
     _explains(caught.value, vendor, evidence, session)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ops.stack import local
+from tests.faults.ground import Ground, database_of_its_own
 from tests.fleet import World
 
 if TYPE_CHECKING:
@@ -36,3 +37,11 @@ async def world(stack: Stack, database_url: str, amqp_url: str, tmp_path: Path) 
         built = await World.build(database_url, amqp_url, tmp_path, resources)
         built.apart = True
         yield built
+
+
+@pytest.fixture(scope="module")
+async def ground(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ground]:
+    """One fleet for many tests: each leaves it idle, with every process up."""
+    database_url, amqp_url = await database_of_its_own(stack)
+    async with Ground.open(stack, database_url, amqp_url, tmp_path_factory.mktemp("ground")) as ground:
+        yield ground

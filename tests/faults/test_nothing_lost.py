@@ -59,7 +59,7 @@ async def check(world: World) -> None:
     doubled = await world.db.fetch("SELECT cause_id FROM core_events GROUP BY 1 HAVING count(*) > 1")
     assert doubled == []
     assert await world.db.fetchval("SELECT count(*) FROM core_events") == counts["done"]
-    await world.until("SELECT count(*) FROM core_events WHERE published_at IS NULL", equals=0, timeout=60)
+    await world.until("SELECT count(*) FROM core_batches", equals=0, timeout=60)
     # A reservation that a later fact replaced never shows an earlier one: the results of each go forward in time.
     behind = await world.db.fetchval(
         "SELECT count(*) FROM int_reservations r JOIN channel_events e ON e.entity_external_id = r.external_id"

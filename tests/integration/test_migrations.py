@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -28,6 +29,8 @@ CATALOGUE = {
     " WHERE grantee LIKE 'staybus\\_%' ORDER BY 1, 2, 3",
     "options": "SELECT relname, reloptions, relrowsecurity FROM pg_class"
     " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1",
+    "views": "SELECT c.relname, c.reloptions, pg_get_viewdef(c.oid) FROM pg_class c"
+    " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v' ORDER BY 1",
 }
 
 
@@ -63,10 +66,46 @@ async def test_up_down_up_is_the_same_schema(empty_url: str) -> None:
     assert await catalogue(empty_url) == first
 
 
+async def test_a_release_back_and_forth_keeps_what_was_recorded(empty_url: str) -> None:
+    """From 0002 to 0001 and back: the sync log's lines and the results that nobody was told."""
+    await migrate.upgrade(empty_url, "0001")
+    owner = await asyncpg.connect(empty_url)
+    event, told, untold = uuid4(), uuid4(), uuid4()
+    await owner.execute(
+        "INSERT INTO channel_events (id, company_id, direction, event_type, idempotency_key, payload, status, parent_id, attempts)"
+        " VALUES ($1, 'acme', 'outbound', 'pms.note.add', 'k', '{}', 'done', $1, 1)",
+        event,
+    )
+    await owner.execute(
+        "INSERT INTO sync_log (company_id, event_id, direction, action, state, triggered_at, started_at, request, response)"
+        " VALUES ('acme', $1, 'outbound', 'add', 'success', now(), now(), '{\"a\": 1}', '{\"b\": 2}')",
+        event,
+    )
+    for id_, at in ((told, "now()"), (untold, "NULL")):
+        await owner.execute(
+            "INSERT INTO core_events (id, company_id, event_type, subject, data, cause_id, published_at)"  # noqa: S608 - our own words
+            f" VALUES ($1, 'acme', 'core.x', 's', '{{}}', $2, {at})",
+            id_,
+            event,
+        )
+    line = "SELECT event_id, direction, action, state, request::text, response::text FROM sync_log"
+    for _ in range(2):
+        before = await owner.fetch(line)
+        await migrate.upgrade(empty_url)
+        assert await owner.fetch(line) == before
+        assert await owner.fetchval("SELECT array_agg(DISTINCT u) FROM core_batches, unnest(event_ids) u") == [untold]
+        await migrate.downgrade(empty_url, "0001")
+        assert await owner.fetch(line) == before
+        assert await owner.fetch("SELECT id FROM core_events WHERE published_at IS NULL") == [(untold,)]
+    await owner.close()
+
+
 async def test_every_tenant_table_has_row_level_security(empty_url: str) -> None:
     await migrate.upgrade(empty_url)
     found = await catalogue(empty_url)
-    tenant = {row[0] for row in found["columns"] if row[1] == "company_id"}
+    views = {row[0]: row[1] or [] for row in found["views"]}
+    assert all("security_invoker=true" in options for options in views.values())  # their tables' policies hold
+    tenant = {row[0] for row in found["columns"] if row[1] == "company_id"} - views.keys()
     protected = {row[0] for row in found["policies"] if row[1] == "of_company"}
     assert tenant == protected
     assert {row[0] for row in found["options"] if row[2]} == protected

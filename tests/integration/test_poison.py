@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from ops.fleet import inbound_stage
 from ops.parts import open_parts
 from schemas.event import Event
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from tests.fleet import COMPANY, PROPERTY, ROOM, World
-from topology.retry import POLICIES
 from workers.decide import MAX_STARTS
-from workers.inbound import InboundStage
 
 
 @pytest.mark.parametrize(("starts", "status"), [(MAX_STARTS - 1, "done"), (MAX_STARTS, "failed")])
@@ -22,7 +21,7 @@ async def test_an_inbound_event_that_came_back_is_run_alone_until_it_is_a_poison
     event_id = (await world.webhook(generate(31, 1, 0)[0].body)).json()["events"][0]
     await world.db.execute("UPDATE channel_events SET starts = $1", starts)
     async with open_parts("inbound", world.settings()) as parts:
-        stage = InboundStage(parts.pool, parts.directory, parts.sessions, parts.teller, POLICIES, random=lambda: 0.0)
+        stage = inbound_stage(parts)
         await stage.process_alone(Event(id=event_id, type="beds24.booking.created"))
     row = await world.db.fetchrow("SELECT status, error_class FROM channel_events")
     assert row["status"] == status

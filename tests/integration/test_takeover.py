@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
@@ -33,6 +35,19 @@ async def leases(database_url: str) -> int:
         await connection.close()
 
 
+async def gone(database_url: str, worker: str) -> None:
+    """The server notices the end of a session, and frees its lock, a moment later."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(10):
+            while await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1)", f"staybus presence {worker}"
+            ):
+                await asyncio.sleep(0.01)
+    finally:
+        await connection.close()
+
+
 async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(database_url: str, pool) -> None:
     living = Presence(database_url, "living")
     await living.start()
@@ -49,6 +64,7 @@ async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(d
     clock.now += 60
     assert await takeover.look() == 0
     await living.stop()
+    await gone(database_url, "living")
     assert await takeover.look() == 0
     clock.now += 6
     assert await takeover.look() == 1

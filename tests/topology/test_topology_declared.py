@@ -182,7 +182,9 @@ def test_arguments_are_those_of_the_rules() -> None:
         "core.unheard",
     }
     for name, dead in (("beds24.inbound", "beds24.dlq"), ("handy.outbound", "handy.dlq"), ("pms.outbound", "pms.dlq")):
+        router = {"x-single-active-consumer": True} if name == "pms.outbound" else {}
         assert queues[name] == {
+            **router,
             "x-queue-type": "quorum",
             "x-delivery-limit": 20,
             "x-dead-letter-exchange": "pms.dlx",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from store.gather import Gather, GatherFull
+from store.gather import BUSY, Gather, GatherFull
 
 
 class Recorder:
@@ -34,6 +34,26 @@ async def test_what_comes_while_batches_are_under_way_is_the_next_batch() -> Non
     assert await first == 10
     assert [await future for future in later] == [20, 30, 40]
     assert recorder.batches == [[1], [2, 3, 4]]
+
+
+async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> None:
+    recorder = Recorder()
+    recorder.go.set()
+    gather = Gather(recorder.act, flights=1, linger=0.001)
+    await gather.submit(0)
+    assert recorder.batches == [[0]]
+    await asyncio.gather(*(gather.submit(n) for n in range(BUSY)))
+    early = gather.submit(100)
+    for _ in range(5):  # turns of the loop in which it would have gone
+        await asyncio.sleep(0)
+    late = gather.submit(101)
+    assert [await early, await late] == [1000, 1010]
+    assert recorder.batches[2:] == [[100, 101]]
+    alone = gather.submit(7)  # after a small one nobody waits
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert recorder.batches[3:] == [[7]]
+    await alone
 
 
 async def test_a_batch_has_at_most_so_many() -> None:

@@ -19,9 +19,9 @@ from telemetry.trace import begin
 
 
 def test_wake_ups_are_read_back_single_and_batched() -> None:
-    rows = [(uuid7(), "acme", begin()) for _ in range(3)]
-    assert [event.row_id for event in decode(wake_ups("beds24.booking.created", rows))] == [id_ for id_, _, _ in rows]
-    (one,) = decode(wake_ups("pms.x", [(rows[0][0], "acme", None)]))
+    rows = [(uuid7(), "acme", begin(), "c1") for _ in range(3)]
+    assert [event.row_id for event in decode(wake_ups("beds24.booking.created", rows))] == [id_ for id_, *_ in rows]
+    (one,) = decode(wake_ups("pms.x", [(rows[0][0], "acme", None, None)]))
     assert (one.row_id, one.companyid, one.type, one.data) == (rows[0][0], "acme", "pms.x", None)
     assert decode(encode(one)) == [one]
 

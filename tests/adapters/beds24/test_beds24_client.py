@@ -26,6 +26,7 @@ from adapters.transport import HttpTransport
 from schemas.commands import parse_command
 from schemas.vocabulary import EntityType, ReservationStatus
 from simulators.beds24 import Fault, FaultKind, operations
+from simulators.beds24.state import Author
 from tests.adapters.beds24 import evidence as ev
 from tests.adapters.beds24.examples import GUEST, connection, post
 from tests.contract.evidence import TestSession, command
@@ -162,6 +163,66 @@ async def test_all_pages_are_read(world: ev.World, session: TestSession, monkeyp
     ids = [world.sim.account.book(stay).id for _ in range(5)]
     assert [row.entity.external_id for row in await fetched(session, *ids)] == [str(id_) for id_ in ids]
     assert len(world.seen()) == 3
+
+
+async def pulled(session: TestSession, since: datetime) -> list[Any]:
+    return [fact async for page in adapter.changes(session, since) for fact in page.facts]
+
+
+async def test_a_pull_lists_every_status_and_the_past_and_nothing_older(
+    world: ev.World, session: TestSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = world.sim.account
+    stay = {"roomId": ev.ROOM, "arrival": "2020-01-01", "departure": "2020-01-03"}
+    statuses = ("cancelled", "black", "inquiry", "new", "request", "confirmed")
+    ids = [str(account.book(stay | {"status": status}).id) for status in statuses]
+    account.bookings[world.booking]["modifiedTime"] = "2026-01-31T23:59:59Z"
+    since = datetime.fromisoformat("2026-02-01T01:00:00+01:00")
+    assert [fact.external_id for fact in await pulled(session, since)] == ids
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    pages = [page async for page in adapter.changes(session, since)]
+    assert [len(page.facts) for page in pages] == [2, 2, 2]
+    assert [page.more for page in pages] == [True, True, False]
+
+
+async def test_what_is_pulled_was_seen_when_its_page_was_asked_for(world: ev.World, session: TestSession) -> None:
+    """So that a webhook of a later change in the same second is newer than it."""
+    here = Beds24(clock=lambda: datetime(2027, 4, 1, 12, 0, 0, 500_000, tzinfo=UTC))
+    (page,) = [page async for page in here.changes(session, datetime(2020, 1, 1, tzinfo=UTC))]
+    (fact,) = page.facts
+    recorded = Recorded(
+        UUID(int=1), fact.event_type, fact.entity_type, fact.external_id, fact.payload, datetime.now(UTC)
+    )
+    effects = here.interpret(recorded, world.connection)
+    assert isinstance(effects, Effects)
+    assert effects.reservations[0].version.observed_at == datetime(2027, 4, 1, 12, 0, 0, 500_000, tzinfo=UTC)
+
+
+async def test_a_pulled_booking_with_items_and_a_group_has_the_key_of_its_webhook(
+    world: ev.World, session: TestSession
+) -> None:
+    account = world.sim.account
+    item = {
+        "id": world.booking,
+        "invoiceItems": [{"type": "charge", "description": "Room", "qty": 1, "amount": 90}],
+        "infoItems": [{"code": "ARRIVAL", "text": "late"}],
+    }
+    assert not account.write_booking(item, Author()).errors
+    account.bookings[world.booking] |= {"masterId": world.booking, "stripeToken": "tok_77"}
+    (sent,) = adapter.parse(post(account.webhook_body(world.booking)), world.connection)
+    (listed,) = await pulled(session, datetime(2020, 1, 1, tzinfo=UTC))
+    assert listed.idempotency_key == sent.idempotency_key
+    assert "tok_77" not in str(listed.payload)
+
+
+async def test_documents_that_cannot_be_read_are_told_after_all_that_can(world: ev.World, session: TestSession) -> None:
+    account = world.sim.account
+    sound = account.book({"roomId": ev.ROOM, "arrival": "2027-05-01", "departure": "2027-05-03"}).id
+    account.bookings[world.booking]["propertyId"] = "none"
+    pages = adapter.changes(session, datetime(2020, 1, 1, tzinfo=UTC))
+    assert [fact.external_id for fact in (await anext(pages)).facts] == [str(sound)]
+    with pytest.raises(Malformed, match=r"booking\.propertyId"):
+        await anext(pages)
 
 
 async def test_nothing_is_asked_where_there_is_no_hint(world: ev.World, session: TestSession) -> None:

@@ -1,0 +1,1 @@
+"""staybus beside what a Python user would take in its place: `make bench-peers`. See docs/performance.md."""

@@ -1,0 +1,58 @@
+-- name: add
+INSERT INTO operator_jobs (id, company_id, kind, filter, most, rate, canary, canary_share, requested_by, note, total)
+VALUES ($1, $2, $3, $4::jsonb, $5, $6, $7, $8, $9, $10, $11)
+
+-- name: list
+-- The newest first; $1 status.
+SELECT id, company_id, kind, filter::text AS filter, most, rate, canary, canary_share, requested_by, note, status, total,
+       done, failed, cursor, created_at, started_at, finished_at, last_error
+FROM operator_jobs WHERE $1::text IS NULL OR status = $1 ORDER BY id DESC LIMIT $2
+
+-- name: show
+SELECT id, company_id, kind, filter::text AS filter, most, rate, canary, canary_share, requested_by, note, status, total,
+       done, failed, cursor, created_at, started_at, finished_at, last_error
+FROM operator_jobs WHERE id = $1
+
+-- name: cancel
+-- Waits for the batch that is under way, which holds the row.
+UPDATE operator_jobs SET status = 'cancelled', finished_at = clock_timestamp(), last_error = 'cancelled by ' || $2::text
+WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
+RETURNING id
+
+-- name: take
+-- The job whose turn it is, held until the transaction ends: one scheduler at a time works on it.
+SELECT id, company_id, kind, filter::text AS filter, most, rate, canary, canary_share, requested_by, note, status, total,
+       done, failed, cursor, created_at, started_at, finished_at, last_error
+FROM operator_jobs WHERE status IN ('waiting', 'canary', 'running') AND next_at <= clock_timestamp()
+ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
+
+-- name: advance
+-- What a batch did, in the transaction that did it. $6: seconds until the next.
+UPDATE operator_jobs
+SET status = $2, done = done + $3, failed = failed + $4, cursor = $5,
+    next_at = clock_timestamp() + make_interval(secs => $6), started_at = COALESCE(started_at, clock_timestamp()),
+    finished_at = CASE WHEN $2 IN ('done', 'failed') THEN clock_timestamp() END, last_error = $7
+WHERE id = $1
+
+-- name: fail
+UPDATE operator_jobs SET status = 'failed', finished_at = clock_timestamp(), last_error = $2
+WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
+
+-- name: outcome
+-- What became of the events that a job let run.
+SELECT count(*) FILTER (WHERE status IN ('done', 'skipped', 'superseded')) AS came_through,
+       count(*) FILTER (WHERE status IN ('failed', 'abandoned')) AS failed_again,
+       count(*) FILTER (WHERE status IN ('received', 'processing', 'retrying')) AS under_way
+FROM channel_events WHERE job_id = $1
+
+-- name: reasons
+-- Why some of them failed again, the most frequent first.
+SELECT d.error_class, d.error_code, d.fingerprint, count(*) AS letters, min(d.error_message) AS error
+FROM channel_events e JOIN dead_letters d ON d.event_id = e.id AND d.status IN ('pending', 'retrying')
+WHERE e.job_id = $1 AND e.status = 'failed'
+GROUP BY d.error_class, d.error_code, d.fingerprint ORDER BY count(*) DESC, d.fingerprint LIMIT 20
+
+-- name: audit
+INSERT INTO audit_log (actor, company_id, action, target, details)
+SELECT $1, g.company_id, $2, g.target, g.details::jsonb
+FROM unnest($3::text[], $4::text[], $5::text[]) AS g (company_id, target, details)

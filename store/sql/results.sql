@@ -1,0 +1,22 @@
+-- name: keep
+-- Results of one transaction, and the batch that says that nobody was told them yet.
+WITH batch AS (
+    INSERT INTO core_batches (id, event_ids) VALUES ($1, $2)
+)
+INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+SELECT id, company_id, connection_id, event_type, subject, data::json, cause_id, trace
+FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[])
+    AS c (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+
+-- name: told
+DELETE FROM core_batches WHERE id = ANY ($1::uuid[])
+
+-- name: untold
+-- Committed and not confirmed within $1 seconds.
+SELECT id, event_ids FROM core_batches
+WHERE created_at < clock_timestamp() - make_interval(secs => $1)
+ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+
+-- name: of_batches
+SELECT id, company_id, connection_id, event_type, subject, data::text AS data, cause_id, trace
+FROM core_events WHERE id = ANY ($1::uuid[])

@@ -1,0 +1,705 @@
+"""Plays one schedule: the vendor's users, the core, lost and doubled messages, workers that overlap and die.
+
+Each step of a worker ends where the real one commits, calls or answers, so that any other step can come between. What a step
+does is the real code wherever that is pure; what it reads and writes is `model.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from adapters.beds24.client import Beds24
+from adapters.beds24.mapping import body_of
+from adapters.errors import AdapterError, Unknown
+from adapters.port import MARKER, Command, Effects, Hint, Recorded, Repeat
+from schemas.commands import parse_command
+from schemas.connection import Connection
+from schemas.vocabulary import EntityType, EventStatus, LanePolicy
+from store.directory import Known
+from store.outbound import lane_prefix
+from topology.retry import POLICIES
+from workers import delivery_rows, inbound_rows
+from workers.decide import MAX_STARTS, decide, poison
+from workers.delivery import _ask_or_execute
+from workers.echo import is_echo, said_near, tells_more
+from workers.inbound import ECHO, _in_doubt
+from workers.outcome import Done, Outcome, Skip
+from workers.pull import is_astray
+
+from .model import COMPANY, CONNECTION, OPEN, Event, OwnWrite, Tables
+from .vendor import BASE, Clock, Fate, Form, Vendor
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from adapters.port import Budget, Fact, Page
+    from store.results import CoreEventRow
+
+T = TypeVar("T")
+
+POLICY = POLICIES["channel_event"]
+OVERLAP = timedelta(minutes=10)
+PROPERTY, ROOMS = "345754", ("713992", "713993")
+FIRST_NIGHT = date(2027, 3, 1)
+BOOKINGS, COMMANDS = 3, 7  # at most, so that the steps of a schedule meet each other
+
+CREATE, UPDATE, CANCEL, AVAILABILITY = (
+    "pms.booking.create",
+    "pms.booking.update",
+    "pms.booking.cancel",
+    "pms.availability.update",
+)
+
+
+class Op(IntEnum):
+    """What may happen next; a schedule is a list of these with two numbers each, which choose among what there is."""
+
+    BOOK = 0
+    CHANGE = 1
+    TOGGLE = 2  # cancelled, or not cancelled after all
+    MESSAGE = 3
+    MOMENT = 4
+    SECONDS = 5
+    MINUTES = 6
+    DELIVER = 7
+    DOUBLE = 8
+    LOSE = 9
+    CREATE = 10
+    UPDATE = 11
+    CANCEL = 12
+    AVAILABILITY = 13
+    REPEAT = 14
+    TAKE_IN = 15  # a worker takes an inbound event
+    GO_ON_IN = 16
+    SETTLE_IN = 17  # all that are ready, in one transaction
+    DIE_IN = 18
+    TAKE_OUT = 19
+    GO_ON_OUT = 20
+    DIE_OUT = 21
+    DUE = 22
+    REQUEUE = 23
+    PULL = 24
+    GO_ON_PULL = 25
+    DIE_PULL = 26
+    FATE = 27
+    SLEEP_IN = 28  # a worker misses the end of its lease, and goes on
+    SLEEP_OUT = 29  # … after its call
+    QUICK = 30  # a change whose webhook is there, and settled, at once
+    FLIP = 31  # there and back
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is the same all through a schedule. skew: of our clock, in seconds.
+
+    webhooks_alone  none is lost, no booking returns to what it was before, and nothing is pulled: that must do, too
+    """
+
+    skew: float = 0.0
+    echoes: bool = False
+    restamps: bool = False
+    always_fetch: bool = False
+    lose_the_rest: bool = False  # the webhooks that are still under way in the end
+    late: bool = False  # … come, but after the last pull
+    webhooks_alone: bool = False
+    workers_die: bool = False  # in the end, with what they have in hand
+    batches: bool = False  # in the end, as many as there are in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A command as the core gave it. number: its place in the core's order."""
+
+    number: int
+    key: str
+    event_type: str
+    data: dict[str, Any]
+    delivery: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A result, and how many writes the vendor had taken by then."""
+
+    row: CoreEventRow
+    external_id: str
+    writes: int
+
+
+@dataclass(slots=True)
+class Session:
+    """port.Session and what workers.delivery asks of one."""
+
+    adapter: Beds24
+    connection: Connection
+    http: Vendor
+    budget: Budget | None = None
+
+    async def access_token(self) -> str:
+        return "token"
+
+    async def renew_token(self, _refused: str) -> str:
+        return "token"
+
+    def spent(self, budget: Budget) -> None:
+        self.budget = budget
+
+
+@dataclass(slots=True)
+class Reading:
+    """An inbound event in a worker's hands. leased: its row says so."""
+
+    work: inbound_rows.Work
+    worker: int
+    leased: bool = False
+
+
+@dataclass(slots=True)
+class Sending:
+    """A delivery in a worker's hands. stage: what was done last."""
+
+    work: delivery_rows.Work
+    worker: int
+    stage: str = "claimed"
+
+
+@dataclass(slots=True)
+class Pulling:
+    pages: Any  # the adapter's generator
+    started_at: datetime
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs what never waits for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("the model's I/O never waits")
+
+
+class Machine:
+    def __init__(self, traits: Traits) -> None:
+        self.traits = traits
+        self.clock = Clock(timedelta(seconds=traits.skew))
+        self.vendor = Vendor(self.clock, echoes=traits.echoes, restamps=traits.restamps, distinct=traits.webhooks_alone)
+        self.tables = Tables()
+        self.adapter = Beds24(self.clock.ours)
+        config = {"base_url": BASE, "currency": "EUR", "fetch": "always" if traits.always_fetch else "hint"}
+        self.connection = Connection(CONNECTION, COMPANY, "beds24", "Harbour Lofts", config=config)
+        self.known = Known(self.connection, None, ())  # type: ignore[arg-type]  # nothing is sealed here
+        self.covered_until = self.clock.ours()
+        self.said: list[Said] = []
+        self.told: list[Told] = []
+        self.known_to_core: list[str] = []  # internal ids of reservations
+        self.readings: list[Reading] = []
+        self.sendings: list[Sending] = []
+        self.pulling: Pulling | None = None
+        self.workers = 0
+        self.reached: Counter[str] = Counter()  # what schedules are for: how often each came to pass
+        for external, internal in ((PROPERTY, "P1"), (ROOMS[0], "RT1"), (ROOMS[1], "RT2")):
+            kind = EntityType.PROPERTY if internal == "P1" else EntityType.ROOM_TYPE
+            self.tables.learn(kind.value, external, internal)
+        self.steps = {op: getattr(self, f"_{op.name.lower()}") for op in Op}
+
+    def play(self, schedule: Sequence[tuple[int, int, int]]) -> None:
+        for op, a, b in schedule:
+            self.steps[op](a, b)  # type: ignore[index]
+
+    # ------------------------------------------------------------------ the vendor's users, time, the network
+
+    def _book(self, a: int, b: int) -> None:
+        if len(self.vendor.account.bookings) < BOOKINGS:
+            nights = {"arrival": _night(a % 20), "departure": _night(a % 20 + 1 + b % 4)}
+            guest = {"firstName": "Ada", "lastName": f"Long{a % 7}", "email": f"a{b % 7}@example.invalid"}
+            item = {"roomId": int(ROOMS[b % 2]), "status": ("confirmed", "request")[a % 2], "numAdult": 1 + b % 3}
+            self.vendor.book({**item, **nights, **(guest if a % 3 else {}), "price": 100 + b % 50}, _form(a))
+
+    def _change(self, a: int, b: int) -> None:
+        booking = self._booking(a)
+        if booking is not None:
+            stay = {"departure": _after(booking["arrival"], 1 + b % 5)}
+            changes = (
+                {"numAdult": 1 + b % 4}, stay, {"lastName": f"Other{b % 5}"}, {"price": 100 + b % 50},
+                {"notes": f"note {b % 5}"}, {"status": ("confirmed", "request", "new", "inquiry")[b % 4]},
+                {"numAdult": 1 + b % 4, **stay}, {"roomId": int(ROOMS[b % 2])},
+            )  # fmt: skip
+            self.vendor.change(booking["id"], changes[(a // 8) % len(changes)], _form(b))
+
+    def _toggle(self, a: int, b: int) -> None:
+        booking = self._booking(a)
+        if booking is not None:
+            status = "confirmed" if booking["status"] == "cancelled" else "cancelled"
+            self.vendor.change(booking["id"], {"status": status}, _form(b))
+
+    def _flip(self, a: int, b: int) -> None:
+        self._toggle(a, b)
+        self._toggle(a, b)
+
+    def _quick(self, a: int, b: int) -> None:
+        before = len(self.vendor.letters)
+        self._change(a, b)
+        if len(self.vendor.letters) > before:
+            known = self.tables.events.keys() | set()
+            self._receive(self.vendor.letters.pop())
+            for id_ in self.tables.events.keys() - known:
+                reading = self.read(self.tables.events[id_])
+                while reading in self.readings:
+                    self.go_on_reading(reading)
+
+    def _message(self, a: int, b: int) -> None:
+        booking = self._booking(a)
+        if booking is not None:
+            self.vendor.message(booking["id"], f"text {b % 9}", _form(b))
+
+    def _moment(self, a: int, _b: int) -> None:
+        self.clock.pass_by(0.05 + (a % 8) / 20)
+
+    def _seconds(self, a: int, _b: int) -> None:
+        self.clock.pass_by(1 + a % 30)
+
+    def _minutes(self, a: int, _b: int) -> None:
+        self.clock.pass_by(60 + 60 * (a % 25))
+
+    def _deliver(self, a: int, _b: int) -> None:
+        if self.vendor.letters:
+            self._receive(self.vendor.letters.pop(a % len(self.vendor.letters)))
+
+    def _double(self, a: int, _b: int) -> None:
+        if self.vendor.letters:
+            self._receive(self.vendor.letters[a % len(self.vendor.letters)])
+
+    def _lose(self, a: int, _b: int) -> None:
+        if self.vendor.letters and not self.traits.webhooks_alone:
+            del self.vendor.letters[a % len(self.vendor.letters)]
+
+    def _fate(self, a: int, b: int) -> None:
+        """Of the next call; sometimes of all that an attempt has, and of the attempts after it."""
+        self.vendor.fates.extend([list(Fate)[a % len(Fate)]] * (1 if b % 4 else 5))
+
+    def _booking(self, a: int) -> Any:
+        bookings = list(self.vendor.account.bookings.values())
+        return bookings[a % len(bookings)] if bookings else None
+
+    # ------------------------------------------------------------------ ingress
+
+    def _receive(self, letter: Any) -> None:
+        for fact in self.adapter.parse(letter.request(self.clock.vendors()), self.connection):
+            _, new = self.tables.record(fact, self.clock.ours(), POLICY.attempts)
+            self.reached["webhook" if new else "webhook that is known"] += 1
+
+    # ------------------------------------------------------------------ the core, and the router
+
+    def _create(self, a: int, b: int) -> None:
+        number = len(self.said)
+        data = {
+            "reservationId": f"B{number}", "propertyId": "P1", "roomTypeId": ("RT1", "RT2")[a % 2],
+            "checkIn": _night(a % 20), "checkOut": _night(a % 20 + 1 + b % 4), "adults": 1 + b % 3,
+            "totalPrice": 10_000 + b, **({"guest": {"lastName": f"Ours{b % 5}"}} if a % 3 else {}),
+        }  # fmt: skip
+        if self._say(CREATE, data):
+            self.known_to_core.append(f"B{number}")
+
+    def _update(self, a: int, b: int) -> None:
+        if self.known_to_core:
+            changes = ({"adults": 1 + b % 4}, {"totalPrice": 20_000 + b}, {"status": ("confirmed", "pending")[b % 2]},
+                       {"guest": {"lastName": f"Renamed{b % 5}"}}, {"notes": f"core note {b % 5}"},
+                       {"adults": 1 + b % 4, "children": b % 3}, {"roomTypeId": ("RT1", "RT2")[b % 2]})  # fmt: skip
+            self._say(UPDATE, {"reservationId": self._id(a), **changes[(a // 4) % len(changes)]})
+
+    def _cancel(self, a: int, _b: int) -> None:
+        if self.known_to_core:
+            self._say(CANCEL, {"reservationId": self._id(a)})
+
+    def _availability(self, a: int, b: int) -> None:
+        first = 100 + a % 5
+        said = ({"available": b % 4}, {"price": 9_000 + b}, {"minStay": 1 + b % 4}, {"available": b % 3, "minStay": 2})
+        period = {"first": _night(first), "last": _night(first + b % 4), **said[(a // 5) % len(said)]}
+        self._say(AVAILABILITY, {"propertyId": "P1", "roomTypeId": "RT1", "periods": [period]})
+
+    def _repeat(self, a: int, _b: int) -> None:
+        """A service sends a command again."""
+        if self.said:
+            said = self.said[a % len(self.said)]
+            assert self._route(said.key, said.event_type, said.data) is None
+
+    def _id(self, a: int) -> str:
+        return self.known_to_core[a % len(self.known_to_core)]
+
+    def _say(self, event_type: str, data: dict[str, Any]) -> bool:
+        number = len(self.said)
+        if number >= COMMANDS:
+            return False
+        delivery = self._route(f"c{number}", event_type, data)
+        if delivery is not None:
+            self.said.append(Said(number, f"c{number}", event_type, data, delivery))
+        return delivery is not None
+
+    def _route(self, key: str, event_type: str, data: dict[str, Any]) -> UUID | None:
+        """As workers.router: one delivery for the one connection, in the order of recording."""
+        command = parse_command(event_type, data)
+        kind, internal = command.lane_entity()
+        policy = self.adapter.manifest.commands[event_type].lane
+        lane = f"{lane_prefix(kind, internal)}{CONNECTION}{command.lane_variant()}"
+        return self.tables.insert_delivery(
+            event_type, (kind.value, internal), f"{key}@{CONNECTION}", data, (lane, policy), self.clock.ours(),
+            POLICY.attempts,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ inbound, as workers/inbound.py
+
+    def _take_in(self, a: int, _b: int) -> None:
+        found = self.tables.open(outbound=False)
+        if found:
+            self.read(found[a % len(found)])
+
+    def read(self, event: Event) -> Reading:
+        """_begin, _interpret, _mark_echoes"""
+        row = self.tables.row(event.id)
+        work = inbound_rows.Work(row, self.known, "beds24", self.clock.ours())  # type: ignore[arg-type]
+        kind = EntityType(row.entity_type)
+        fact = Recorded(row.id, row.event_type, kind, row.entity_external_id, row.payload, row.received_at)
+        try:
+            found = self.adapter.interpret(fact, self.connection)
+        except AdapterError as error:
+            work.outcome = self._failed(work, error)
+        else:
+            work.outcome = found if isinstance(found, Hint) else self._echo_or_done(work, found)
+        self.workers += 1
+        reading = Reading(work, self.workers)
+        self.readings.append(reading)
+        return reading
+
+    def _echo_or_done(self, work: inbound_rows.Work, effects: Effects) -> Outcome:
+        """_mark_echoes"""
+        (reservation,) = effects.reservations
+        found = self.tables.own_writes_of(work.row.entity_external_id)
+        marker = reservation.entity.marker
+        if not found and marker and (write := self.tables.own_write_by_marker(marker)) is not None:
+            found = [write]
+        writes = [(write.expected, write.written_at) for write in found]
+        if not is_echo(reservation, writes):
+            return Done(effects)
+        self.reached["echo"] += 1
+        work.said = said_near(reservation, writes)
+        return Skip(ECHO, effects)
+
+    def _unmark(self, works: Sequence[inbound_rows.Work]) -> None:
+        for work in works:
+            match work.outcome:
+                case Skip(effects=Effects(reservations=(sourced,)) as effects) if work.said is not None:
+                    stored = self.tables.stored_state(sourced.entity.external_id)
+                    if tells_more(sourced, work.said, stored):
+                        self.reached["echo that tells more"] += 1
+                        work.outcome = Done(effects)
+                case _:
+                    pass
+
+    def _go_on_in(self, a: int, _b: int) -> None:
+        if self.readings:
+            self.go_on_reading(self.readings[a % len(self.readings)])
+
+    def go_on_reading(self, reading: Reading) -> None:
+        work = reading.work
+        if not isinstance(work.outcome, Hint):
+            self.settle_readings([reading])
+        elif not reading.leased:
+            self._lease(reading)
+        else:
+            self._fetch(work)
+
+    def _lease(self, reading: Reading) -> None:
+        work = reading.work
+        starts = self.tables.lease(work.row.id, reading.worker, self.clock.ours())
+        if starts is None:
+            self.readings.remove(reading)
+        elif starts > MAX_STARTS:
+            self.reached["poison"] += 1
+            work.outcome = poison(starts)
+        else:
+            reading.leased = True
+
+    def _fetch(self, work: inbound_rows.Work) -> None:
+        self.clock.pass_by(0.001)  # since what was stored last, some time has passed
+        hint = work.outcome
+        try:
+            found = drive(self.adapter.fetch(self._session(), [hint]))
+        except AdapterError as error:
+            work.outcome = self._failed(work, error)
+            return
+        effects = found.get(hint)  # type: ignore[arg-type]
+        work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
+        work.fetched = True
+
+    def _failed(self, work: inbound_rows.Work, error: AdapterError) -> Outcome:
+        row = work.row
+        return decide(error, POLICY, attempt=row.attempts + 1, max_attempts=row.max_attempts, random=_half)
+
+    def _settle_in(self, _a: int, _b: int) -> None:
+        """Two of the same event are two workers', each with a transaction of its own."""
+        ready = [reading for reading in self.readings if not isinstance(reading.work.outcome, Hint)]
+        first = {reading.work.row.id: reading for reading in ready}
+        self.settle_readings(list(first.values()))
+
+    def settle_readings(self, readings: Sequence[Reading]) -> None:
+        """_write: one transaction."""
+        for reading in readings:
+            self.readings.remove(reading)
+        readings = [r for r in readings if self.tables.events[r.work.row.id].status in OPEN]
+        works = [reading.work for reading in readings]
+        self._unmark(works)
+        states = [row for work in works for row in inbound_rows.reservation_rows(work)]
+        overtaken = self.tables.overtaken([row for row in states if row.sourced.version.asked])
+        states = [row for row in states if row.event_id not in overtaken]
+        applied = self.tables.upsert_reservations(states, self.clock.ours())
+        fetched = {work.row.id for work in works if work.fetched}
+        behind = [row for row in states if (row.event_id, row.key[1]) not in applied and row.event_id not in fetched]
+        doubtful = overtaken | self.tables.same_moment(behind)
+        for reading in readings:
+            work = reading.work
+            if work.row.id in doubtful:
+                self.reached["asked again" if work.row.id in overtaken else "asked which is newer"] += 1
+                _in_doubt(work)
+                self.readings.append(reading)
+                continue
+            outcome = inbound_rows.final(work, applied, set())
+            self.reached[f"inbound {type(outcome).__name__}"] += 1
+            self.tables.finish(inbound_rows.finish_row(work, outcome, self.clock.ours()))
+            if isinstance(outcome, Done):
+                self._tell(inbound_rows.results_of(work, applied), work.row.entity_external_id)
+
+    def _tell(self, rows: Sequence[CoreEventRow], external_id: str) -> None:
+        for row in rows:
+            self.told.append(Told(row, external_id, len(self.vendor.log)))
+            if row.subject not in self.known_to_core:
+                self.known_to_core.append(row.subject)
+
+    def _die_in(self, a: int, _b: int) -> None:
+        if self.readings:
+            self.die_reading(self.readings[a % len(self.readings)])
+
+    def die_reading(self, reading: Reading) -> None:
+        """Its message comes again, or its lease runs out."""
+        self.readings.remove(reading)
+        self.run_out()
+
+    def _sleep_in(self, a: int, _b: int) -> None:
+        leased = [reading for reading in self.readings if reading.leased]
+        if leased:
+            self._expire(leased[a % len(leased)].work.row.id, leased[a % len(leased)].worker)
+
+    # ------------------------------------------------------------------ outbound, as workers/delivery.py
+
+    def _take_out(self, a: int, _b: int) -> None:
+        found = [e for e in self.tables.open(outbound=True) if e.status is not EventStatus.PROCESSING]
+        if found:
+            self.claim(found[a % len(found)])
+
+    def claim(self, event: Event) -> Sending | None:
+        """_claim, _prepare, _absorb"""
+        self.workers += 1
+        row = self.tables.claim(event.id, self.workers, self.clock.ours())
+        if row is None:
+            return None
+        work = delivery_rows.Work(row, self.clock.ours(), self.known, doubt=row.starts > 1)  # type: ignore[arg-type]
+        sending = Sending(work, self.workers)
+        self.sendings.append(sending)
+        if row.starts > MAX_STARTS:
+            self.reached["poison"] += 1
+            work.outcome = poison(row.starts)
+            sending.stage = "called"
+            return sending
+        data = parse_command(row.event_type, row.payload)
+        work.command = Command(row.id, row.event_type, row.idempotency_key, f"{MARKER}{row.id}", data, {})
+        if row.lane_policy is LanePolicy.SUPERSEDE:
+            for older in self.tables.older_in_lane(row):
+                said = parse_command(row.event_type, older.payload)
+                work.command = replace(work.command, data=work.command.data.over(said))
+                work.absorbed.append(older.id)
+                self.reached["superseded"] += 1
+        return sending
+
+    def _go_on_out(self, a: int, _b: int) -> None:
+        if self.sendings:
+            self.go_on_sending(self.sendings[a % len(self.sendings)])
+
+    def go_on_sending(self, sending: Sending) -> None:
+        if sending.stage == "claimed":
+            self._note(sending.work)
+            sending.stage = "noted"
+        elif sending.stage == "noted":
+            self._call(sending.work)
+            sending.stage = "called"
+        else:
+            self._settle_sending(sending)
+
+    def _note(self, work: delivery_rows.Work) -> None:
+        """_resolve_and_note"""
+        assert work.command is not None
+        work.command = delivery_rows.with_ids(work.command, CONNECTION, self.tables.external_ids())
+        note = delivery_rows.own_write(work.row, work.command)
+        if note is not None:
+            id_, _, _, external, marker, expected = note
+            self.tables.note_own_write(OwnWrite(id_, external, marker, orjson.loads(expected), self.clock.ours()))
+
+    def _call(self, work: delivery_rows.Work) -> None:
+        """_ask"""
+        row, command = work.row, work.command
+        assert command is not None
+        repeat = self.adapter.manifest.commands[row.event_type].repeat
+        if work.doubt:
+            self.reached["call in doubt"] += 1
+        try:
+            delivery_rows.all_mapped(command)
+            reply = drive(_ask_or_execute(self._session(), work, command, repeat))  # type: ignore[arg-type]
+        except AdapterError as error:
+            if isinstance(error, Unknown):
+                work.doubt = True
+            work.outcome = self._not_sent(work, error, repeat)
+        else:
+            work.external_id = reply.external_id
+            work.outcome = Done(reply)
+            self.reached["effect found"] += reply.found
+            if reply.found and row.event_type != CREATE:
+                (body,) = body_of(command, self.connection)
+                self.vendor.log_found(row.idempotency_key, body)
+
+    def _not_sent(self, work: delivery_rows.Work, error: AdapterError, repeat: Repeat) -> Outcome:
+        row = work.row
+        return decide(error, POLICY, attempt=row.attempts, max_attempts=row.max_attempts, random=_half, repeat=repeat)
+
+    def _settle_sending(self, sending: Sending) -> None:
+        """_write"""
+        self.sendings.remove(sending)
+        work = sending.work
+        if not self.tables.holds(work.row):
+            self.reached["lease lost"] += 1
+            return
+        self.reached[f"outbound {type(work.outcome).__name__}"] += 1
+        if work.external_id is not None and work.command is not None:
+            kind, internal = work.command.data.lane_entity()
+            self.tables.learn(kind.value, work.external_id, internal)
+            self.tables.answer_own_write(work.row.id, work.external_id)
+        self.tables.finish(delivery_rows.finish_row(work, self.clock.ours()))
+        if isinstance(work.outcome, Done):
+            self.tables.supersede(work.absorbed)
+
+    def _die_out(self, a: int, _b: int) -> None:
+        if self.sendings:
+            self.die_sending(self.sendings[a % len(self.sendings)])
+
+    def _sleep_out(self, a: int, _b: int) -> None:
+        """Whoever sleeps before the call and makes it later is not played: that is not promised."""
+        called = [sending for sending in self.sendings if sending.stage == "called"]
+        if called:
+            self._expire(called[a % len(called)].work.row.id, called[a % len(called)].worker)
+
+    def _expire(self, id_: UUID, worker: int) -> None:
+        event = self.tables.events[id_]
+        if event.status is EventStatus.PROCESSING and event.worker == worker:
+            self.tables.expire(id_)
+
+    def die_sending(self, sending: Sending) -> None:
+        """Its lease runs out."""
+        self.sendings.remove(sending)
+        self.run_out()
+
+    # ------------------------------------------------------------------ scheduler and operators
+
+    def _due(self, _a: int, _b: int) -> None:
+        """The next retry's time comes."""
+        waiting = [e.next_attempt_at for e in self.tables.events.values() if e.next_attempt_at is not None]
+        if waiting:
+            self.clock.at = max(self.clock.at, min(waiting) - self.clock.skew)
+            self.tables.due(self.clock.ours())
+
+    def run_out(self) -> None:
+        """Leases that nobody works on any more end."""
+        alive = {hand.worker for hand in (*self.readings, *self.sendings)}
+        for event in self.tables.events.values():
+            if event.status is EventStatus.PROCESSING and event.worker not in alive:
+                self.tables.expire(event.id)
+
+    def _requeue(self, a: int, _b: int) -> None:
+        failed = self.tables.failed()
+        if failed:
+            self.tables.requeue(failed[a % len(failed)].id)
+            self.reached["requeued"] += 1
+
+    # ------------------------------------------------------------------ pull, as workers/pull.py
+
+    def _pull(self, _a: int, _b: int) -> None:
+        if self.pulling is None and not self.traits.webhooks_alone:
+            self.pulling = Pulling(
+                self.adapter.changes(self._session(), self.covered_until - OVERLAP), self.clock.ours()
+            )
+
+    def _go_on_pull(self, _a: int, _b: int) -> None:
+        if self.pulling is not None:
+            self.go_on_pulling(self.pulling)
+
+    def go_on_pulling(self, pulling: Pulling) -> None:
+        """A page, or the end: only then is it remembered how far it came."""
+        try:
+            page: Page | None = drive(_next(pulling.pages))
+        except AdapterError:
+            self.pulling = None
+            return
+        if page is None:
+            self.covered_until = pulling.started_at
+            self.pulling = None
+            return
+        for fact in page.facts:
+            self._record_pulled(fact)
+
+    def _record_pulled(self, fact: Fact) -> None:
+        """_record, _astray"""
+        now = self.clock.ours()
+        id_, new = self.tables.record(fact, now, POLICY.attempts)
+        self.reached["pulled" if new else "pulled that is known"] += 1
+        stored = None if new else self.tables.stored(fact.external_id, id_)
+        if stored is None:
+            return
+        recorded = Recorded(id_, fact.event_type, fact.entity_type, fact.external_id, fact.payload, now)
+        meant = self.adapter.interpret(recorded, self.connection)
+        assert isinstance(meant, Effects)
+        fields = self.tables.stored_state(fact.external_id)
+        guest = self.tables.sealed_guest(fact.external_id)
+        if is_astray(meant.reservations[0], stored.version.modified_at, fields or {}, guest):
+            self.reached["astray"] += 1
+            self.tables.record(fact, now, POLICY.attempts, suffix=f"~{stored.source_event}")
+
+    def _die_pull(self, _a: int, _b: int) -> None:
+        self.pulling = None
+
+    def _session(self) -> Session:
+        return Session(self.adapter, self.connection, self.vendor)
+
+
+async def _next(pages: Any) -> Page | None:
+    return await anext(pages, None)  # type: ignore[no-any-return]
+
+
+def _half() -> float:
+    return 0.5
+
+
+def _night(offset: int) -> str:
+    return (FIRST_NIGHT + timedelta(days=offset)).isoformat()
+
+
+def _after(night: str, days: int) -> str:
+    return (date.fromisoformat(night) + timedelta(days=days)).isoformat()
+
+
+def _form(number: int) -> Form:
+    """Mostly the whole booking."""
+    return (Form.FULL, Form.FULL, Form.FULL, Form.FULL, *Form)[(number // 2) % 9]

@@ -1,0 +1,194 @@
+"""What must hold when everything is over. Each rule gives a sentence for each thing that breaks it.
+
+**Which write wins.** The vendor's own order, member by member: its users' changes take their place when they are made, a command
+of the core when the vendor takes it, for the last time if it is repeated (one that says the whole wanted state may be, after
+no answer), or when a look-up finds that all is as it wants it. Commands about one entity are taken in the core's order, each
+at least once; a create exactly once.
+
+**What the core knows.** Of each field the vendor's last value was told to the core, or the core said it itself, last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from adapters.beds24.mapping import as_webhook, reservation
+from schemas.commands import parse_command
+from schemas.vocabulary import EventStatus
+
+from .machine import AVAILABILITY, CREATE, ROOMS, Told
+from .model import CONNECTION
+from .vendor import nights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from schemas.entities import Reservation, Sourced
+
+    from .machine import Machine, Said
+    from .vendor import Write
+
+FIELDS = ("status", "checkIn", "checkOut", "adults", "children", "externalRoomTypeId")
+_ROOMS = {"RT1": ROOMS[0], "RT2": ROOMS[1]}
+
+
+def broken(machine: Machine) -> list[str]:
+    return [
+        *_nothing_is_open(machine),
+        *_ours_is_the_vendors(machine),
+        *_commands_in_order(machine),
+        *_creates_once(machine),
+        *_the_vendor_has_what_was_written(machine),
+        *_availability_in_order(machine),
+        *_the_core_knows(machine),
+        *_one_name_for_each(machine),
+    ]
+
+
+def _nothing_is_open(machine: Machine) -> Iterator[str]:
+    over = {EventStatus.DONE, EventStatus.SKIPPED, EventStatus.SUPERSEDED}
+    for event in machine.tables.events.values():
+        if event.status not in over:
+            yield f"{event.event_type} {event.id.int} is {event.status} in the end"
+
+
+def _vendors(machine: Machine) -> dict[str, Sourced[Reservation]]:
+    found = {}
+    for id_ in machine.vendor.account.bookings:
+        document = machine.vendor.account.view(id_, invoice=True, info=True)
+        sourced = reservation(as_webhook(document), machine.connection, machine.clock.ours(), asked=True)
+        assert sourced is not None
+        found[str(id_)] = sourced
+    return found
+
+
+def _ours_is_the_vendors(machine: Machine) -> Iterator[str]:
+    theirs = _vendors(machine)
+    for external in theirs.keys() ^ machine.tables.reservations.keys():
+        yield f"booking {external} is only at {'the vendor' if external in theirs else 'ours'}"
+    for external, sourced in theirs.items():
+        stored = machine.tables.reservations.get(external)
+        if stored is None:
+            continue
+        mine, right = (entity.model_dump(exclude={"guest"}) for entity in (stored.entity, sourced.entity))
+        for name in right:
+            if mine[name] != right[name]:
+                yield f"booking {external}: {name} is {mine[name]} at ours and {right[name]} at the vendor"
+        if stored.version.modified_at != sourced.version.modified_at:
+            yield f"booking {external}: is of {stored.version.modified_at} at ours, {sourced.version.modified_at} there"
+        guest = sourced.entity.guest
+        if guest is not None:
+            known = machine.tables.guests.get(external) if stored.has_guest else None
+            if known is None or known[0] != guest:
+                yield f"booking {external}: another guest at the vendor"
+
+
+def _lanes(machine: Machine) -> dict[str, list[Said]]:
+    """By booking, in the core's order."""
+    lanes: dict[str, list[Said]] = defaultdict(list)
+    for said in machine.said:
+        if said.event_type != AVAILABILITY:
+            lanes[said.data["reservationId"]].append(said)
+    return lanes
+
+
+def _effects(machine: Machine) -> dict[str, list[Write]]:
+    """By the delivery's key."""
+    found: dict[str, list[Write]] = defaultdict(list)
+    for write in machine.vendor.log:
+        if write.key is not None:
+            found[write.key.removesuffix(f"@{CONNECTION}")].append(write)
+    return found
+
+
+def _commands_in_order(machine: Machine) -> Iterator[str]:
+    effects = _effects(machine)
+    for internal, commands in _lanes(machine).items():
+        order = sorted((write.at, said.key) for said in commands for write in effects[said.key])
+        taken = [key for key, _ in groupby(key for _, key in order)]
+        if taken != [said.key for said in commands]:
+            yield f"{internal}: the vendor took {taken}, the core said {[said.key for said in commands]}"
+
+
+def _creates_once(machine: Machine) -> Iterator[str]:
+    effects = _effects(machine)
+    for said in machine.said:
+        if said.event_type == CREATE and len(effects[said.key]) != 1:
+            yield f"{said.key}: created {len(effects[said.key])} times"
+
+
+def _the_vendor_has_what_was_written(machine: Machine) -> Iterator[str]:
+    """The log that the other rules read is the whole truth."""
+    for id_, booking in machine.vendor.account.bookings.items():
+        last: dict[str, Any] = {}
+        for write in machine.vendor.log:
+            if write.booking == id_:
+                last |= write.members
+        for name, value in last.items():
+            if booking[name] != value:
+                yield f"booking {id_}: {name} is {booking[name]}, last written {value}"
+
+
+def _availability_in_order(machine: Machine) -> Iterator[str]:
+    """What was requeued after it had failed may come after what is newer: that is not promised, so it is left out."""
+    wanted: dict[Any, Any] = {}
+    unsure: set[Any] = set()
+    for said in machine.said:
+        if said.event_type != AVAILABILITY:
+            continue
+        for period in said.data["periods"]:
+            names = {"available": "numAvail", "minStay": "minStay", "price": "price1"}
+            entry = {names.get(name, name): value for name, value in period.items()}
+            entry = {"from": entry.pop("first"), "to": entry.pop("last"), **entry}
+            if "price1" in entry:
+                entry["price1"] /= 100
+            wanted |= nights(entry)
+            if machine.tables.events[said.delivery].requeued:
+                unsure |= nights(entry).keys()
+    written: dict[Any, Any] = {}
+    for write in machine.vendor.log:
+        for entry in write.members.get("calendar", ()):
+            written |= nights(entry)
+    for place in wanted.keys() | written.keys():
+        if place not in unsure and wanted.get(place) != written.get(place):
+            yield f"night {place}: {written.get(place)} at the vendor, {wanted.get(place)} said last"
+
+
+def _the_core_knows(machine: Machine) -> Iterator[str]:
+    effects = _effects(machine)
+    told: dict[str, Told] = {told.external_id: told for told in machine.told}
+    internal = {external: name for (kind, external), name in machine.tables.mappings.items() if kind == "reservation"}
+    lanes = _lanes(machine)
+    for external, sourced in _vendors(machine).items():
+        last = told.get(external)
+        shown = orjson.loads(last.row.data)["reservation"] if last is not None else {}
+        right = sourced.entity.model_dump(mode="json", by_alias=True)
+        for name in FIELDS:
+            own = [said for said in lanes.get(internal.get(external, ""), ()) if name in _named(said)]
+            if own and _named(own[-1])[name] == right[name]:
+                continue
+            since = effects[own[-1].key][-1].at if own and effects[own[-1].key] else -1
+            if last is None or shown[name] != right[name] or last.writes <= since:
+                yield f"booking {external}: nobody told the core that {name} is {right[name]}"
+
+
+def _named(said: Said) -> dict[str, Any]:
+    """What a command says of the standard fields."""
+    if said.event_type == "pms.booking.cancel":
+        return {"status": "cancelled"}
+    data = parse_command(said.event_type, said.data).model_dump(mode="json", by_alias=True, exclude_none=True)
+    if "roomTypeId" in data:
+        data["externalRoomTypeId"] = _ROOMS[data["roomTypeId"]]
+    return {name: data[name] for name in FIELDS if name in data}
+
+
+def _one_name_for_each(machine: Machine) -> Iterator[str]:
+    """The core knows what it created by its own name, whichever way it hears of it."""
+    internal = {external: name for (kind, external), name in machine.tables.mappings.items() if kind == "reservation"}
+    for told in machine.told:
+        if told.row.subject != internal.get(told.external_id):
+            yield f"booking {told.external_id}: told as {told.row.subject}, it is {internal.get(told.external_id)}"

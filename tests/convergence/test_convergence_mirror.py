@@ -1,0 +1,281 @@
+"""The model's tables keep the rules of the SQL that they name: random steps on both, compared after each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from adapters.port import MARKER, Fact
+from schemas.entities import Guest, Reservation, Sourced, Version
+from schemas.ids import uuid7
+from schemas.vocabulary import EntityType, EventStatus, LanePolicy, ReservationStatus
+from store import connections, dead_letters, inbound, ingest, outbound, pulls, relay, settle
+from store.inbound import ReservationRow
+from store.outbound import CommandRow
+from store.seal import Cipher, KeyFile
+from store.settle import FinishRow
+from tests.convergence.model import COMPANY, CONNECTION, Event, Tables
+
+Db = asyncpg.Connection
+PAST, FUTURE = datetime(2026, 1, 1, tzinfo=UTC), datetime(2090, 1, 1, tzinfo=UTC)
+NOW = datetime(2050, 1, 1, tzinfo=UTC)  # of the model: the database's own lies between PAST and FUTURE, too
+SEEDS = range(12)
+STEPS = 40
+
+
+@pytest.fixture
+async def db(database_url: str, tmp_path: Path) -> AsyncIterator[Db]:
+    KeyFile.create(tmp_path / "key")
+    keys = KeyFile.read(tmp_path / "key")
+    db = await asyncpg.connect(database_url)
+    await connections.add_company(db, COMPANY, "Acme", keys.new_data_key())
+    await connections.add_connection(db, CONNECTION, COMPANY, "beds24", "Lofts", None, {})
+    yield db
+    await db.close()
+
+
+async def clear(db: Db) -> None:
+    await db.execute("TRUNCATE channel_events, int_reservations, int_guests, int_mappings, dead_letters, own_writes")
+
+
+# ------------------------------------------------------------------------------------------------ the fence
+
+
+def state(rng: random.Random, markers: list[str]) -> Sourced[Reservation]:
+    """Few values, so that states meet; `adults` tells one from another."""
+    guest = rng.choice([None, Guest(last_name=f"L{rng.randrange(3)}", language=rng.choice([None, "en", "de"]))])
+    entity = Reservation(
+        external_id=str(rng.randrange(1, 4)), external_property_id="1", external_room_type_id="2",
+        status=rng.choice([ReservationStatus.CONFIRMED, ReservationStatus.CANCELLED]), check_in=date(2027, 1, 1),
+        check_out=date(2027, 1, 3), adults=rng.randrange(500), children=0, guest=guest,
+        marker=rng.choice([None, None, *markers]),
+    )  # fmt: skip
+    version = Version(
+        PAST + timedelta(seconds=rng.randrange(2)),
+        rng.choice([PAST, FUTURE]) + timedelta(seconds=rng.randrange(3)),
+        rng.choice([10, 99]),
+        asked=rng.random() < 0.4,
+    )
+    return Sourced(entity, version, {"n": entity.adults}, {})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_the_fence(seed: int, db: Db) -> None:
+    rng = random.Random(seed)
+    cipher, tables = Cipher(bytes(32), COMPANY), Tables()
+    commands = [f"B{n}" for n in range(2)]
+    deliveries = [await deliver(db, tables, uuid7(), name, LanePolicy.HOLD) for name in commands]
+    markers = [f"{MARKER}{id_}" for id_ in deliveries] + [f"{MARKER}somebody", "else's"]
+    for _ in range(STEPS):
+        sources = [await fact(db, tables) for _ in range(rng.randint(1, 3))]
+        rows = [ReservationRow(COMPANY, CONNECTION, id_, cipher, state(rng, markers)) for id_ in sources]
+        asked = [row for row in rows if row.sourced.version.asked]
+        assert await inbound.overtaken(db, asked) == tables.overtaken(asked)
+        real = await inbound.upsert_reservations(db, rows, uuid7)
+        modelled = tables.upsert_reservations(rows, NOW)
+        assert real.keys() == modelled.keys()
+        for key, applied in real.items():
+            assert applied.created == modelled[key].created
+            assert (applied.internal_id in commands) == (modelled[key].internal_id in commands)
+            if applied.internal_id in commands:
+                assert applied.internal_id == modelled[key].internal_id
+        behind = [row for row in rows if (row.event_id, row.key[1]) not in real]
+        assert await inbound.same_moment(db, behind) == tables.same_moment(behind)
+        assert await stored(db, cipher) == modelled_rows(tables)
+        known = await inbound.stored_states(db, [(CONNECTION, id_) for id_ in tables.reservations])
+        assert {key[1]: dict(fields) for key, fields in known.items()} == {
+            id_: tables.stored_state(id_) for id_ in tables.reservations
+        }
+
+
+async def fact(db: Db, tables: Tables) -> UUID:
+    """An inbound event in both, as webhooks and pulls record it."""
+    told = Fact("beds24.booking.modified", EntityType.RESERVATION, "1", {}, None)
+    id_, _ = tables.record(told, NOW, 3)
+    await db.execute(
+        "INSERT INTO channel_events (id, company_id, connection_id, direction, event_type, idempotency_key, payload)"
+        " VALUES ($1, $2, $3, 'inbound', $4, $5, '{}')",
+        id_, COMPANY, CONNECTION, told.event_type, str(id_),
+    )  # fmt: skip
+    return id_
+
+
+async def stored(db: Db, cipher: Cipher) -> dict[str, Any]:
+    rows = await db.fetch(
+        "SELECT r.*, g.sealed AS guest, g.language FROM int_reservations r LEFT JOIN int_guests g ON g.id = r.guest_id"
+    )
+    return {
+        row["external_id"]: (
+            row["adults"], row["status"], row["source_version"], row["observed_at"], row["tie"], row["source_event"],
+            cipher.open(row["guest"]).get("last_name"), row["language"],
+        )
+        for row in rows
+    }  # fmt: skip
+
+
+def modelled_rows(tables: Tables) -> dict[str, Any]:
+    found = {}
+    for external, row in tables.reservations.items():
+        guest = tables.guests[external][0] if row.has_guest else None
+        found[external] = (
+            row.entity.adults, row.entity.status, row.version.modified_at, row.version.observed_at, row.version.rank,
+            row.source_event, guest.last_name if guest else None, guest.language if guest else None,
+        )  # fmt: skip
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ lanes and leases
+
+
+async def deliver(db: Db, tables: Tables, id_: UUID, name: str, policy: LanePolicy) -> UUID:
+    """A delivery in both, the last of its lane."""
+    row = CommandRow(
+        id=id_, company_id=COMPANY, connection_id=CONNECTION, parent_id=uuid7(), event_type="pms.booking.create",
+        entity_type="reservation", entity_internal_id=name, idempotency_key=str(id_), payload="{}", sealed=None,
+        lane=f"lane {name} {policy}", lane_policy=policy.value, max_attempts=3, trace=None,
+    )  # fmt: skip
+    assert await outbound.insert_commands(db, [row]) == {id_}
+    assert row.lane is not None
+    tables.events[id_] = Event(
+        id_, len(tables.events), row.event_type, "reservation", row.idempotency_key, {}, NOW, 3, entity_internal_id=name,
+        lane=row.lane, lane_policy=policy,
+    )  # fmt: skip
+    return id_
+
+
+class Lanes:
+    """A few deliveries in both, and what may happen to one."""
+
+    def __init__(self, db: Db, rng: random.Random) -> None:
+        self.db, self.rng, self.tables = db, rng, Tables()
+        self.workers = 0
+
+    async def step(self) -> None:
+        acts = [self.deliver, self.claim, self.claim, self.finish, self.finish, self.requeue, self.expire, self.due]
+        await self.rng.choice([*acts, self.supersede, self.inbound_lease])()
+        rows = await self.db.fetch("SELECT id, status, attempts, starts, next_attempt_at, worker FROM channel_events")
+        real = {r["id"]: (r["status"], r["attempts"], r["starts"], r["next_attempt_at"]) for r in rows}
+        assert real == {
+            e.id: (e.status.value, e.attempts, e.starts, e.next_attempt_at) for e in self.tables.events.values()
+        }
+
+    def some(self, *statuses: EventStatus) -> Event | None:
+        found = [e for e in self.tables.events.values() if not statuses or e.status in statuses]
+        return self.rng.choice(found) if found else None
+
+    async def deliver(self) -> None:
+        policy = self.rng.choice([LanePolicy.HOLD, LanePolicy.SUPERSEDE])
+        await deliver(self.db, self.tables, uuid7(), self.rng.choice("ab"), policy)
+
+    async def claim(self) -> None:
+        event = self.some()
+        if event is not None:
+            self.workers += 1
+            mine = self.tables.claim(event.id, self.workers, NOW)
+            taken = await outbound.claim(self.db, [event.id], str(self.workers), -1.0)
+            assert [row.id for row in taken] == ([mine.id] if mine else [])
+            if mine is not None and mine.lane_policy is LanePolicy.SUPERSEDE:
+                older = (await outbound.older_in_lane(self.db, [event.id])).get(event.id, [])
+                assert [id_ for id_, *_ in older] == [e.id for e in self.tables.older_in_lane(mine)]
+
+    async def finish(self) -> None:
+        event = self.some(EventStatus.PROCESSING)
+        if event is None or event.worker is None:
+            return
+        row = self.tables.row(event.id)
+        if self.rng.random() < 0.3:  # one that slept through its lease
+            row.attempts += self.rng.choice([-1, 1])
+        held = await outbound.lock_leased(self.db, [(row.id, row.attempts)], str(row.worker))
+        assert (row.id in held) == self.tables.holds(row)
+        if held:
+            status = self.rng.choice(["done", "failed", "retrying"])
+            due = self.rng.choice([PAST, FUTURE]) if status == "retrying" else None
+            end = FinishRow(
+                id=row.id, status=status, attempts=row.attempts, starts=self.rng.choice([0, 1]), next_attempt_at=due,
+                error_class=None, last_error="x", error_code=None, keep_attempt=True, outcome=status, started_at=NOW,
+            )  # fmt: skip
+            assert await settle.finish(self.db, [end]) == 1
+            self.tables.finish(end)
+
+    async def requeue(self) -> None:
+        event = self.some(EventStatus.FAILED)
+        if event is not None:
+            assert await dead_letters.requeue(self.db, [event.id], "test")
+            self.tables.requeue(event.id)
+
+    async def expire(self) -> None:
+        for row in await relay.take(self.db, relay.Look("expired", 0.0), 100):
+            self.tables.expire(row.id)
+        assert not [e for e in self.tables.events.values() if e.status is EventStatus.PROCESSING]
+
+    async def due(self) -> None:
+        await relay.take(self.db, relay.Look("due", 0.0), 100)
+        self.tables.due(NOW)
+
+    async def supersede(self) -> None:
+        event = self.some()
+        if event is not None:
+            await outbound.supersede(self.db, [(event.id, uuid7())])
+            self.tables.supersede([event.id])
+
+    async def inbound_lease(self) -> None:
+        """Of facts about which the vendor must be asked; to the statement all events are alike."""
+        event = self.some()
+        if event is not None:
+            self.workers += 1
+            starts = self.tables.lease(event.id, self.workers, NOW)
+            leased = await inbound.lease(self.db, [event.id], str(self.workers), -1.0, 1)
+            assert leased == ({} if starts is None else {event.id: starts})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_lanes_and_leases(seed: int, db: Db) -> None:
+    lanes = Lanes(db, random.Random(seed))
+    for _ in range(STEPS * 2):
+        await lanes.step()
+    assert len(lanes.tables.events) > 3
+
+
+# ------------------------------------------------------------------------------------------------ keys, names, pulls
+
+
+async def test_a_key_is_recorded_once_and_its_end_lets_what_is_stored_be_compared(db: Db) -> None:
+    tables = Tables()
+    told = Fact("beds24.booking.modified", EntityType.RESERVATION, "1", {}, "k")
+    ids = []
+    for suffix in ("", "", "~x"):
+        id_, new = tables.record(told, NOW, 3, suffix)
+        row = ingest.FactRow(
+            id=uuid7(), company_id=COMPANY, connection_id=CONNECTION, property_id=None, event_type=told.event_type,
+            entity_type="reservation", entity_external_id="1", idempotency_key=f"{CONNECTION}:k{suffix}", payload="{}",
+            sealed=None, trace="", max_attempts=3,
+        )  # fmt: skip
+        (outcome,) = await ingest.record_facts(db, [row])
+        assert outcome.recorded == new
+        ids.append((outcome.id, id_))
+    assert len({real for real, _ in ids}) == len({mine for _, mine in ids}) == 2
+    real, mine = ids[0]
+    sourced = state(random.Random(1), []).entity.model_copy(update={"external_id": "1", "guest": None})
+    version = Version(PAST, PAST)
+    cipher = Cipher(bytes(32), COMPANY)
+    for of, id_ in ((db, real), (None, mine)):
+        reservation = ReservationRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}, {}))
+        if of is not None:
+            await inbound.upsert_reservations(of, [reservation], uuid7)
+        else:
+            tables.upsert_reservations([reservation], NOW)
+    assert (await pulls.stored(db, CONNECTION, [("1", real)]), tables.stored("1", mine)) == ({}, None)
+    await db.execute("UPDATE channel_events SET status = 'done' WHERE id = $1", real)
+    tables.events[mine].status = EventStatus.DONE
+    found = (await pulls.stored(db, CONNECTION, [("1", real)]))[0]
+    modelled = tables.stored("1", mine)
+    assert modelled is not None
+    assert (found.source_event, found.source_version) == (real, modelled.version.modified_at)
+    assert dict(found.fields) == tables.stored_state("1")

@@ -1,0 +1,173 @@
+"""Wrong versions of single steps. Each breaks one promise, and the oracle must say so: else it would prove nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from schemas.ids import uuid7
+
+
+def forgets_a_status() -> None:
+    """The last event of a settled batch keeps its old status."""
+    from workers import inbound
+
+    original = inbound.finish
+
+    async def finish(connection: Any, rows: Sequence[Any]) -> int:
+        return 1 + await original(connection, rows[:-1])
+
+    inbound.finish = finish
+
+
+def tells_twice() -> None:
+    """Each result of an inbound batch is stored under two ids."""
+    from workers import inbound
+
+    original = inbound.keep
+
+    async def keep(connection: Any, rows: Sequence[Any]) -> Any:
+        doubled = []
+        for row in rows:
+            again = copy.copy(row)
+            again.id = uuid7()
+            doubled += [row, again]
+        return await original(connection, doubled)
+
+    inbound.keep = keep
+
+
+def tells_before_the_commit() -> None:
+    """Results leave before their transaction is committed, and under ids that never are."""
+    from workers import inbound, tell
+
+    original = inbound.InboundStage._write
+    publish = tell.Teller.tell
+
+    async def write(stage: Any, connection: Any, works: Sequence[Any]) -> Any:
+        settled = await original(stage, connection, works)
+        if settled.told is not None:
+            rows = [copy.copy(row) for row in settled.told.rows]
+            for row in rows:
+                row.id = uuid7()
+            early = type(settled.told)(uuid7(), rows)
+            await publish(stage._teller, [early])
+        return settled
+
+    inbound.InboundStage._write = write  # type: ignore[method-assign]
+
+
+def acks_first() -> None:
+    """Messages are acknowledged when they are taken, not when their events are settled."""
+    from workers import intake
+
+    original = intake.Intake._run
+
+    async def run(taker: Any, batch: Any) -> None:
+        for incoming, _ in batch:
+            taker._verdicts.settle(incoming)
+        await asyncio.sleep(0.2)  # the acks leave
+        await original(taker, batch)
+
+    intake.Intake._run = run  # type: ignore[method-assign]
+
+
+def answers_first() -> None:
+    """A webhook is answered while its row is still on the way to the database."""
+    from ingress import webhooks
+    from store.ingest import FactOutcome
+
+    original = webhooks.Webhooks._submit
+    late = set()
+
+    async def submit(receiver: Any, row: Any) -> Any:
+        async def record() -> None:
+            await asyncio.sleep(0.2)
+            await original(receiver, row)
+
+        task = asyncio.create_task(record())
+        late.add(task)
+        return [FactOutcome(fact.id, recorded=True) for fact in row.facts]
+
+    webhooks.Webhooks._submit = submit  # type: ignore[method-assign]
+
+
+def settles_without_the_lease() -> None:
+    """A worker that lost its lease settles nevertheless; and nobody holds a lock that says that it lives."""
+    from workers import delivery
+
+    async def lock_leased(connection: Any, rows: Sequence[tuple[Any, int]], worker: str) -> set[Any]:
+        return {id_ for id_, _ in rows}
+
+    delivery.store.lock_leased = lock_leased
+
+    async def finish(connection: Any, rows: Sequence[Any]) -> int:
+        await original(connection, rows)
+        return len(rows)
+
+    original = delivery.finish
+    delivery.finish = finish
+    seems_dead()
+
+
+def seems_dead() -> None:
+    """No breakage of a promise: the worker holds no lock, so that its deliveries are taken over while it works."""
+    from store.presence import Presence
+
+    async def nothing(self: Any) -> None:
+        return None
+
+    Presence.start = nothing  # type: ignore[method-assign]
+
+
+def does_not_ask() -> None:
+    """A call that may have been done is repeated without a look-up."""
+    from workers import delivery
+
+    async def execute(session: Any, work: Any, command: Any, repeat: Any) -> Any:
+        return await session.adapter.execute(session, command)
+
+    delivery._ask_or_execute = execute
+
+
+def has_no_fence() -> None:
+    """Every state of a reservation replaces the stored one, older ones too."""
+    from store import inbound
+
+    fence = "WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)\n        < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)"
+    _rewrite(inbound, "upsert_reservations", fence, "")
+
+
+def has_no_lanes() -> None:
+    """Every delivery may run at once, whatever waits before it."""
+    from store import outbound
+
+    _rewrite(outbound, "claim", "WHERE take_lane(w.id, w.lane, w.lane_policy, w.seq)", "")
+
+
+def _rewrite(module: Any, statement: str, old: str, new: str) -> None:
+    known = dict(module._SQL)
+    if old not in known[statement]:
+        raise AssertionError(f"the statement {statement} has changed: this breakage breaks nothing")
+    known[statement] = known[statement].replace(old, new)
+    module._SQL = MappingProxyType(known)
+
+
+BREAKAGES: dict[str, Callable[[], None]] = {
+    breakage.__name__: breakage
+    for breakage in (
+        forgets_a_status,
+        tells_twice,
+        tells_before_the_commit,
+        acks_first,
+        answers_first,
+        settles_without_the_lease,
+        seems_dead,
+        does_not_ask,
+        has_no_fence,
+        has_no_lanes,
+    )
+}

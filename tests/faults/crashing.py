@@ -1,0 +1,127 @@
+"""Runs one process of the fleet as it is, and kills it at one point, or breaks it, as the variable FAULTS says.
+
+    FAULTS='{"point": "inbound.finish.before", "hit": 2, "mark": "/tmp/x"}' python -m tests.faults.crashing inbound
+
+point, hit   killed with SIGKILL at the n-th call of the step; `mark` is then a file that names the point
+broken       a breakage of `tests.faults.breakages`: the oracle must find it
+clock        seconds by which the process's wall clock jumps at SIGUSR1, and back at the next
+poison       an external id: whoever handles an event about it is killed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ops import fleet
+from ops.settings import load
+from tests.faults import breakages, clock
+from tests.faults.steps import POINTS, Moment, Point
+
+
+def resolve(place: str) -> tuple[Any, str]:
+    """The object that holds the function, and its name there. raises AttributeError, ImportError"""
+    module, _, path = place.partition(":")
+    holder: Any = importlib.import_module(module)
+    *holders, name = path.split(".")
+    for part in holders:
+        holder = getattr(holder, part)
+    getattr(holder, name)
+    return holder, name
+
+
+def replace(place: str, make: Callable[[Any], Any]) -> None:
+    """Puts make(the function) in its place."""
+    holder, name = resolve(place)
+    setattr(holder, name, make(getattr(holder, name)))
+
+
+def die(mark: str, text: str) -> None:
+    Path(mark).write_text(text)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Striker:
+    """The end of the process at the n-th call of a step."""
+
+    def __init__(self, point: Point, hit: int, mark: str) -> None:
+        self._point, self._left, self._mark = point, hit, mark
+
+    def arm(self) -> None:
+        replace(self._point.step.place, self._around)
+
+    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            if not self._concerned(args):
+                return original(*args, **kwargs)
+            if self._point.moment is Moment.BEFORE and self._is_it():
+                die(self._mark, self._point.name)
+            if self._point.moment is Moment.DURING and self._is_it():
+                asyncio.get_running_loop().call_later(self._point.step.into, die, self._mark, self._point.name)
+            result = original(*args, **kwargs)
+            if inspect.isawaitable(result):
+                return self._after(result)
+            self._returned(result)
+            return result
+
+        return stepped
+
+    def _concerned(self, args: tuple[Any, ...]) -> bool:
+        if self._point.step.where is None:
+            return True
+        name, value = self._point.step.where
+        return any(getattr(argument, name, None) == value for argument in args)
+
+    async def _after(self, pending: Awaitable[Any]) -> Any:
+        result = await pending
+        self._returned(result)
+        return result
+
+    def _returned(self, result: Any) -> None:
+        counts = self._point.moment is Moment.AFTER and (result or not self._point.step.found)
+        if counts and self._is_it():
+            die(self._mark, self._point.name)
+
+    def _is_it(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+
+def poison(external_id: str, mark: str) -> None:
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def interpret(stage: Any, work: Any) -> Any:
+            if work.row.entity_external_id == external_id:
+                die(mark, f"poison {external_id}")
+            return original(stage, work)
+
+        return interpret
+
+    replace("workers.inbound:InboundStage._interpret", around)
+
+
+def main() -> None:
+    process = sys.argv[1]
+    plan = orjson.loads(os.environ.get("FAULTS", "{}"))
+    if "point" in plan:
+        point = next(point for point in POINTS if point.name == plan["point"])
+        Striker(point, plan["hit"], plan["mark"]).arm()
+    if "poison" in plan:
+        poison(plan["poison"], plan["mark"])
+    if "broken" in plan:
+        breakages.BREAKAGES[plan["broken"]]()
+    if "clock" in plan:
+        clock.jump_at_signal(plan["clock"])
+    fleet.run(process, load())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""What a large table must not change: plans go by index, and what a statement touches does not depend on what lies behind it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from bench import past
+from schemas.ids import uuid7
+from store import ingest, retention
+from store.pool import open_pool
+from store.retention import WALKS, Keep
+from store.seal import KeyFile
+from store.statements import statements
+
+SMALL, LARGE = 2_000, 20_000
+GROWING = {
+    *("channel_events", "event_attempts", "dead_letters", "webhook_log", "core_events", "sync_exchanges", "own_writes"),
+    *("outbox", "int_reservations", "int_guests", "int_mappings", "int_availability", "audit_log"),
+}
+WORKERS = ("ingest", "inbound", "outbound", "settle", "results", "relay", "retention", "limits", "outbox", "pulls")
+# By reason of what they are for, and bounded: gauges of what is open, which is what their partial index holds.
+GAUGES = {"backlog", "open_letters"}
+FEW = 100  # rows, as the last look of the statistics has it: so few are read at once wherever they are
+KEEP = Keep.of_days(30, 30)
+
+
+@pytest.fixture
+async def worker(database_url: str) -> AsyncIterator[Any]:
+    """A connection as the workers have it."""
+    pool = await open_pool(database_url, name="test", size=1)
+    async with pool.acquire() as connection:
+        yield connection
+    await pool.close()
+
+
+async def make_past(database_url: str, folder: Path, count: int) -> past.Tenants:
+    KeyFile.create(folder / "key")
+    tenants = past.Tenants.new(KeyFile.read(folder / "key"))
+    owner = await asyncpg.connect(database_url)
+    await past.fill(owner, count, tenants, print, reservations=200)
+    await owner.close()
+    return tenants
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "Scan" in plan["Node Type"]:
+        yield plan
+    for child in plan.get("Plans", []):
+        yield from scans(child)
+
+
+async def whole_reads(connection: Any, name: str, sql: str) -> list[str]:
+    """What this statement's plan, for whatever arguments, reads from end to end."""
+    few = {
+        row["name"]
+        for row in await connection.fetch(
+            "SELECT relname AS name FROM pg_class WHERE relkind = 'r' AND reltuples BETWEEN 0 AND $1"
+            " UNION SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid IN"
+            " (SELECT oid FROM pg_class WHERE relkind = 'r' AND reltuples BETWEEN 0 AND $1)",
+            FEW,
+        )
+    }
+    partial = {
+        row["name"]
+        for row in await connection.fetch(
+            "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indpred IS NOT NULL"
+        )
+    }
+    count = max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
+    await connection.execute(f"PREPARE plan_of_{name} AS {sql}")
+    given = f"({', '.join(['NULL'] * count)})" if count else ""
+    (row,) = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE plan_of_{name}{given}")
+    await connection.execute(f"DEALLOCATE plan_of_{name}")
+    found = []
+    for scan in scans(json.loads(row[0])[0]["Plan"]):
+        table = scan.get("Relation Name")
+        if few & {table, scan.get("Index Name")}:
+            continue
+        if scan["Node Type"] == "Seq Scan" and table in GROWING:
+            found.append(f"{name}: {table}")
+        by_index = scan["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
+        if by_index and "Index Cond" not in scan and scan["Index Name"] not in partial and table in {None, *GROWING}:
+            found.append(f"{name}: all of {scan['Index Name']}")
+    return found
+
+
+@pytest.mark.parametrize("count", [0, SMALL])
+async def test_no_statement_of_the_workers_reads_a_growing_table_whole(
+    database_url: str, worker: Any, tmp_path: Path, count: int
+) -> None:
+    """A plan that was made while there was nothing is kept; one that is made anew must be as good."""
+    if count:
+        await make_past(database_url, tmp_path, count)
+    known = {file.name.removesuffix(".sql") for file in (files("store") / "sql").iterdir()}
+    assert set(WORKERS) <= known
+    found = [
+        fault
+        for aggregate in WORKERS
+        for name, sql in statements(aggregate).items()
+        if name not in GAUGES
+        for fault in await whole_reads(worker, name, sql)
+    ]
+    assert found == []
+
+
+async def test_a_whole_read_would_be_found(database_url: str, worker: Any, tmp_path: Path) -> None:
+    await make_past(database_url, tmp_path, SMALL)
+    scan = "SELECT count(*) FROM channel_events WHERE event_type = $1"
+    assert await whole_reads(worker, "scan", scan) == ["scan: channel_events"]
+    hashed = (
+        "SELECT id FROM webhook_log w WHERE id > $1 AND CASE WHEN w.status > 0"
+        " THEN NOT EXISTS (SELECT FROM channel_events e WHERE e.id = w.event_ids[1]) END"
+    )
+    assert await whole_reads(worker, "hashed", hashed) == ["hashed: all of channel_events_pkey"]
+
+
+# ------------------------------------------------------------------------------------------------ what is touched
+
+
+async def touched(connection: Any, sql: str, *given: Any) -> int:
+    """Blocks that the statement looks at, wherever they are."""
+    (row,) = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}", *given)
+    plan = json.loads(row[0])[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def of_one_size(database_url: str, worker: Any, folder: Path, count: int) -> dict[str, int]:
+    tenants = await make_past(database_url, folder, count)
+    owner = await asyncpg.connect(database_url)
+    facts = [past.fact(10**6 + n, tenants.known(n), datetime.now(UTC), price=n) for n in range(100)]
+    now = datetime.now(UTC)
+    await ingest.record(
+        worker,
+        [ingest.RequestRow(now, "beds24", f.connection_id, f.company_id, "POST", 202, "valid", None, 1, None, [f]) for f in facts],
+    )  # fmt: skip
+    ids = [fact.id for fact in facts]
+    await owner.execute("UPDATE channel_events SET published_at = now() WHERE id = ANY ($1::uuid[])", ids[:50])
+    await owner.execute("VACUUM ANALYZE")
+    await owner.close()
+    found = {
+        "load": await touched(worker, statements("inbound")["load"], ids),
+        "done": await touched(worker, statements("settle")["done"], ids, now),
+        "page": await touched(worker, statements("retention")["page_channel_events"], KEEP.rows, KEEP.letters, 100, 0),
+        "log page": await touched(worker, statements("retention")["page_webhook_log"], KEEP.rows, 100, 0),
+        "results page": await touched(worker, statements("retention")["page_core_events"], KEEP.rows, 100, uuid7()),
+    }
+    async with worker.transaction():
+        page = await retention.drop(worker, WALKS[0], WALKS[0].after, KEEP, 100)
+    assert page.rows["channel_events"] > 50
+    return found
+
+
+@pytest.fixture
+async def both(stack: Any, tmp_path: Path, database_url: str) -> tuple[dict[str, int], dict[str, int]]:
+    """What statements touch with a small and with a large past."""
+    sizes = []
+    for count in (SMALL, LARGE):
+        name = f"growth_{count}_{tmp_path.name.rpartition('-')[2]}".lower()
+        owner = await asyncpg.connect(stack.database_url)
+        await owner.execute(f"CREATE DATABASE {name} TEMPLATE {database_url.rpartition('/')[2]}")
+        url = f"{database_url.rpartition('/')[0]}/{name}"
+        pool = await open_pool(url, name="test", size=1)
+        async with pool.acquire() as connection:
+            folder = tmp_path / str(count)
+            folder.mkdir()
+            sizes.append(await of_one_size(url, connection, folder, count))
+        await pool.close()
+        await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await owner.close()
+    return sizes[0], sizes[1]
+
+
+async def test_what_a_batch_touches_does_not_grow_with_the_past(both: tuple[dict[str, int], dict[str, int]]) -> None:
+    """Ten times the past: an index may be a level deeper, nothing more."""
+    small, large = both
+    assert large.keys() == small.keys()
+    for name, blocks in large.items():
+        assert blocks <= 1.6 * small[name] + 20, (name, small, large)
+
+
+@pytest.mark.parametrize("name", ["unpublished", "due", "expired", "stale"])
+async def test_a_look_does_not_read_what_is_not_due_yet(
+    database_url: str, worker: Any, tmp_path: Path, name: str
+) -> None:
+    """However many wait: those within their grace are behind the condition of the index, not behind a filter."""
+    await make_past(database_url, tmp_path, SMALL)
+    owner = await asyncpg.connect(database_url)
+    states = {
+        "unpublished": "status = 'received', published_at = NULL, received_at = now() + interval '1 hour'",
+        "due": "status = 'retrying', next_attempt_at = now() + interval '1 hour'",
+        "expired": "status = 'processing', lease_until = now() + interval '1 hour'",
+        "stale": "status = 'received', published_at = now() + interval '1 hour'",
+    }
+    await owner.execute(f"UPDATE channel_events SET {states[name]} WHERE direction = 'inbound'")  # noqa: S608 - above
+    await owner.execute("VACUUM ANALYZE channel_events")
+    await owner.close()
+    given = {"unpublished": ("",), "stale": (datetime(1970, 1, 1, tzinfo=UTC),)}.get(name, ())
+    assert await touched(worker, statements("relay")[name], 0.0, 500, *given) < 100
+
+
+async def test_what_went_leaves_no_trace_and_what_stays_is_whole(
+    database_url: str, worker: Any, tmp_path: Path
+) -> None:
+    """Retention over a past of every kind of row."""
+    await make_past(database_url, tmp_path, SMALL)
+    owner = await asyncpg.connect(database_url)
+    open_before = await owner.fetchval("SELECT count(*) FROM dead_letters WHERE status = 'pending'")
+    for walk in WALKS:
+        after: tuple[Any, ...] | None = walk.after
+        while after is not None:
+            async with worker.transaction():
+                after = (await retention.drop(worker, walk, after, KEEP, 100)).after
+    left = "SELECT count(*) FROM channel_events WHERE processed_at < now() - interval '31 days' AND status <> 'failed'"
+    assert await owner.fetchval(left) == 0
+    assert await owner.fetchval("SELECT count(*) FROM dead_letters WHERE status = 'pending'") == open_before
+    orphans = {
+        table: await owner.fetchval(
+            f"SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT FROM channel_events e WHERE e.id = t.event_id)"  # noqa: S608
+        )
+        for table in ("event_attempts", "sync_exchanges", "dead_letters")
+    }
+    assert orphans == {"event_attempts": 0, "sync_exchanges": 0, "dead_letters": 0}
+    assert await owner.fetchval("SELECT count(*) FROM channel_events") > SMALL * 0.45
+    await owner.close()

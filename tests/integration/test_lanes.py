@@ -1,0 +1,244 @@
+"""Lanes that a failed command holds: found, shown, and released past it or with it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+import yaml
+
+from simulators.beds24.faults import Fault, FaultKind
+from simulators.core_pms import CorePms
+from store import dead_letters, relay
+from store.connections import add_api_key
+from store.ingest import mark_published
+from store.relay import Look
+from telemetry import metrics
+from tests.cli.conftest import Cli
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from tests.integration.test_jobs import LETTERS, seed
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+STAY = {"propertyId": "P1", "roomTypeId": "RT1", "checkIn": "2027-03-01", "checkOut": "2027-03-04"}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cli(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return Cli(
+        {
+            "STAYBUS_DATABASE_URL": world.database_url,
+            "STAYBUS_AMQP_URL": world.amqp_url,
+            "STAYBUS_KEY_FILE": str(world.folder / "key"),
+            "STAYBUS_DEBUG": None,
+        }
+    )
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[CorePms]:
+    await world.map("property", PROPERTY, "P1")
+    await world.map("room_type", ROOM, "RT1")
+    async with CorePms(world.amqp_url) as core:
+        await world.start("outbound", "scheduler")
+        yield core
+
+
+def lane(booking: str) -> str:
+    return f"reservation:{booking}@{CONNECTION}"
+
+
+async def hold(world: World, core: CorePms, booking: str) -> UUID:
+    """A create and an update that came through, one that was refused, and two behind it. returns the refused delivery"""
+    await core.publish("pms.booking.create", booking, COMPANY, {"reservationId": booking, **STAY}, f"c-{booking}")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.subject == booking, timeout=20)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings"))
+    for adults in (5, 3, 4):
+        data = {"reservationId": booking, "adults": adults}
+        await core.publish("pms.booking.update", booking, COMPANY, data, f"u-{booking}-{adults}")
+    await core.wait_for(lambda e: e.type == "core.command.failed" and e.subject == booking, timeout=20)
+    await world.until("SELECT count(*) FROM channel_events WHERE lane = $1", lane(booking), equals=4)
+    id_: UUID = await world.db.fetchval(
+        "SELECT id FROM channel_events WHERE lane = $1 AND status = 'failed'", lane(booking)
+    )
+    return id_
+
+
+async def test_a_held_lane_is_listed_with_what_holds_it_and_what_waits(world: World, cli: Cli, core: CorePms) -> None:
+    head = await hold(world, core, "B-1")
+    (row,) = (await cli("lanes", "list", "--json")).document
+    expected = {
+        "lane": lane("B-1"), "company_id": COMPANY, "connection_id": CONNECTION, "vendor": "beds24", "policy": "hold",
+        "head_id": str(head), "head_type": "pms.booking.update", "head_status": "failed", "error_class": "rejected", "waiting": 2,
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert row["dead_letter_id"] == str(await world.db.fetchval("SELECT id FROM dead_letters"))
+    for words, found in (
+        (("--vendor", "beds24", "--company", COMPANY, "--connection", CONNECTION, "--error", "rejected"), 1),
+        (("--vendor", "mews"), 0),
+        (("--error", "unmapped"), 0),
+        (("--older-than", "1h"), 0),
+    ):
+        assert len((await cli("lanes", "list", *words, "--json")).document) == found, words
+    shown = (await cli("lanes", "show", lane("B-1"), "--json")).document
+    assert [one["status"] for one in shown] == ["failed", "received", "received"]
+    assert f"held by {head}" in (await cli("lanes", "show", lane("B-1"))).err
+
+
+async def test_past_its_abandoned_head_a_lane_goes_on_in_order(world: World, cli: Cli, core: CorePms) -> None:
+    head = await hold(world, core, "B-2")
+    release = ("lanes", "release", lane("B-2"), "--reason", "5 adults do not fit")
+    dry = (await cli(*release, "--dry-run", "--json")).document
+    following = await world.db.fetchval(
+        "SELECT id FROM channel_events WHERE lane = $1 AND status = 'received' ORDER BY seq", lane("B-2")
+    )
+    assert [(one["next_id"], one["next"]) for one in dry] == [(str(following), "runs at once")]
+    assert "--yes" in (await cli(*release, typed="", code=1)).err
+    assert await world.db.fetchval("SELECT status FROM channel_events WHERE id = $1", head) == "failed"
+    assert "released 1" in (await cli(*release, "--yes")).out
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded", "B-2")) == 3, timeout=20)
+    (booking,) = world.sim.account.bookings.values()
+    assert booking["numAdult"] == 4
+    assert await world.db.fetchval("SELECT status FROM channel_events WHERE id = $1", head) == "abandoned"
+    letter = await world.db.fetchrow("SELECT status, notes, resolved_by FROM dead_letters")
+    assert tuple(letter)[:2] == ("abandoned", "5 adults do not fit")
+    assert letter["resolved_by"].startswith("cli:")
+    audited = await world.db.fetchrow(
+        "SELECT target, details::text AS details FROM audit_log WHERE action = 'lane.release'"
+    )
+    assert audited["target"] == lane("B-2")
+    assert "5 adults do not fit" in audited["details"]
+    assert (await cli("lanes", "list", "--json")).document == []
+
+
+async def test_with_its_head_again_a_lane_keeps_all_of_its_order(world: World, cli: Cli, core: CorePms) -> None:
+    await hold(world, core, "B-3")
+    told = await cli("lanes", "release", "--vendor", "beds24", "--requeue", "--yes", "--json")
+    assert [one["lane"] for one in told.document["released"]] == [lane("B-3")]
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded", "B-3")) == 4, timeout=20)
+    bodies = [call.body[0] for call in world.sim.account.calls if call.operation == "POST /bookings" and call.effects]
+    assert [body["numAdult"] for body in bodies[-3:]] == [5, 3, 4]
+
+
+async def test_only_a_held_lane_is_released(world: World, cli: Cli, core: CorePms) -> None:
+    await hold(world, core, "B-4")
+    for name, says in ((lane("nobody"), "no such lane"), ("availability:RT1@x", "no such lane")):
+        told = await cli("lanes", "release", lane("B-4"), name, "--requeue", "--yes", code=1)
+        assert says in told.err
+        assert "nothing was changed" in told.err
+    assert len((await cli("lanes", "list", "--json")).document) == 1
+    for words in ((), ("--requeue", "--reason", "x"), ("--requeue",), (lane("B-4"), "--vendor", "beds24", "--requeue")):
+        await cli("lanes", "release", *words, code=2)
+
+
+async def test_a_failed_price_holds_no_lane_and_a_command_on_its_way_is_shown_when_asked(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    async def push(key: str) -> None:
+        periods = [{"first": "2027-05-01", "last": "2027-05-02", "available": 4}]
+        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": periods}
+        await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
+
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /inventory/rooms/calendar"))
+    await push("a-1")
+    await core.wait_for(lambda e: e.type == "core.command.failed")
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=3))
+    await push("a-2")
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing' AND lane IS NOT NULL", equals=1)
+    assert (await cli("lanes", "list", "--json")).document == []
+    (row,) = (await cli("lanes", "list", "--all", "--json")).document
+    assert (row["policy"], row["head_status"], row["waiting"]) == ("supersede", "processing", 1)
+
+
+async def test_a_mark_that_comes_late_does_not_cover_the_wake_up(database_url: str) -> None:
+    """What waits behind an abandoned head was published before; the mark of that publish may be written after the wake-up."""
+    db: Any = await asyncpg.connect(database_url)
+    await seed(db)
+    await db.execute(LETTERS, 1, "f")
+    waiting = await db.fetchval(
+        """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload,
+               lane, lane_policy)
+           SELECT gen_random_uuid(), company_id, connection_id, gen_random_uuid(), direction, event_type, 'next', '{}', lane, 'hold'
+           FROM channel_events RETURNING id"""
+    )
+    letter = await db.fetchval("SELECT id FROM dead_letters")
+    async with db.transaction():
+        assert await dead_letters.abandon(db, [letter], "test", "no")
+    await mark_published(db, [waiting])
+    async with db.transaction():
+        assert [row.id for row in await relay.take(db, Look("due", 0.0), 10)] == [waiting]
+    await db.close()
+
+
+async def test_an_abandoned_event_is_not_done_by_whoever_had_it(world: World, core: CorePms) -> None:
+    """Requeued and given up again before a worker came to it."""
+    head = await hold(world, core, "B-5")
+    await world.stop_all()
+    await dead_letters.requeue(world.db, [head], "test")
+    letter = await world.db.fetchval("SELECT id FROM dead_letters")
+    assert [row["id"] for row in await dead_letters.abandon(world.db, [letter], "test", "no")] == [letter]
+    await world.start("outbound", "scheduler")
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded", "B-5")) == 3, timeout=20)
+    assert await world.db.fetchval("SELECT status FROM channel_events WHERE id = $1", head) == "abandoned"
+    assert [b["numAdult"] for b in world.sim.account.bookings.values()] == [4]
+
+
+async def test_what_is_being_sent_is_not_abandoned(database_url: str) -> None:
+    db: Any = await asyncpg.connect(database_url)
+    await seed(db)
+    await db.execute(LETTERS, 1, "f")
+    await db.execute("UPDATE channel_events SET status = 'processing'")
+    await db.execute("UPDATE dead_letters SET status = 'retrying'")
+    letter = await db.fetchval("SELECT id FROM dead_letters")
+    assert await dead_letters.abandon(db, [letter], "test", "no") == []
+    assert await db.fetchval("SELECT status FROM dead_letters") == "retrying"
+    await db.close()
+
+
+async def test_over_http_a_letter_is_abandoned_with_a_reason(world: World) -> None:
+    await seed(world.db)
+    await world.db.execute(LETTERS.replace("beds24-acme", CONNECTION), 2, "f")
+    await world.start("ingress")
+    key = await add_api_key(world.db, COMPANY, "test", ["admin"])
+    headers = {"authorization": f"Bearer {key}"}
+    listed = await world.http.get(world.url("ingress", "/admin/dead-letters?owner=tenant"), headers=headers)
+    one, other = (letter["id"] for letter in listed.json()["dead_letters"])
+    pipeline = await world.http.get(world.url("ingress", "/admin/dead-letters?owner=pipeline"), headers=headers)
+    assert pipeline.json()["dead_letters"] == []
+
+    async def abandon(id_: str, reason: str = "booked by phone") -> int:
+        url = world.url("ingress", f"/admin/dead-letters/{id_}/abandon")
+        return (await world.http.post(url, headers=headers, json={"reason": reason})).status_code
+
+    await world.db.execute(
+        "UPDATE channel_events SET status = 'processing' WHERE id = (SELECT event_id FROM dead_letters WHERE id = $1)",
+        other,
+    )
+    assert [await abandon(one, " "), await abandon(one), await abandon(one), await abandon(other)] == [
+        400,
+        200,
+        404,
+        409,
+    ]
+    letter = await world.db.fetchrow("SELECT status, notes, resolved_by FROM dead_letters WHERE id = $1", one)
+    assert tuple(letter)[:2] == ("abandoned", "booked by phone")
+    assert letter["resolved_by"].startswith("key:")
+    assert await world.db.fetchval("SELECT count(*) FROM audit_log WHERE action = 'dead_letter.abandon'") == 1
+
+
+def test_the_alert_rules_name_metrics_that_there_are() -> None:
+    document = yaml.safe_load((ROOT / "ops/prometheus/alerts.yml").read_text())
+    rules = [rule for group in document["groups"] for rule in group["rules"]]
+    assert {"StaybusLaneStuck", "StaybusLaneStuckLong"} <= {rule["alert"] for rule in rules}
+    exposed = {one._name for one in vars(metrics).values() if hasattr(one, "_name")}
+    for rule in rules:
+        assert set(re.findall(r"staybus_\w+", rule["expr"])) <= exposed
+        assert {"summary", "description"} <= rule["annotations"].keys()
+    assert "alerts.yml" in yaml.safe_load((ROOT / "ops/prometheus/prometheus.yml").read_text())["rule_files"]

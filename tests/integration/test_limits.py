@@ -1,0 +1,412 @@
+"""Budgets and circuits, shared through the database by governors that know nothing of one another."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from adapters.port import Budget, RateLimit
+from schemas.connection import Connection
+from store import connections, limits
+from store.pool import open_pool
+from workers.governor import SPREAD, Call, Ended, Governor
+from workers.outcome import Defer
+
+if TYPE_CHECKING:
+    from store.pool import Pool
+
+LIMIT = RateLimit(units=10, per=timedelta(minutes=5), scope="account", reserve=3)
+ROOMY = RateLimit(units=1000, per=timedelta(minutes=5), scope="account", reserve=0)
+
+
+@dataclass
+class Clock:
+    """The machine's clock, some time ahead."""
+
+    ahead: timedelta = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+@dataclass
+class Ground:
+    pool: Pool
+    db: asyncpg.Connection[asyncpg.Record]
+    clock: Clock = field(default_factory=Clock)
+
+    def governor(self, share: float = 0.0) -> Governor:
+        """One process's; share: the random number."""
+        return Governor(self.pool, random=lambda: share, now=self.clock)
+
+    async def note(self, governor: Governor, *endings: Ended) -> set[str]:
+        for ending in endings:
+            governor.ended(ending.call)
+        async with self.pool.acquire() as database, database.transaction():
+            return await governor.note(database, endings)
+
+    async def one(self, governor: Governor, call: Call) -> Defer | None:
+        (verdict,) = await governor.admit([call])
+        return verdict
+
+    async def fail(self, governor: Governor, times: int = 1, id_: str = "c1") -> set[str]:
+        opened: set[str] = set()
+        for _ in range(times):
+            call = of(id_, limit=ROOMY)
+            assert await self.one(governor, call) is None
+            opened = await self.note(governor, Ended(call, False, None))
+        return opened
+
+    async def failures(self, id_: str = "c1") -> int | None:
+        return await self.db.fetchval("SELECT failures FROM circuits WHERE connection_id = $1", id_)
+
+    async def pause(self, id_: str = "c1") -> float:
+        """Seconds for which the circuit is open from its last failure on."""
+        return float(
+            await self.db.fetchval(
+                "SELECT extract(epoch FROM retry_at - updated_at)::float8 FROM circuits WHERE connection_id = $1", id_
+            )
+        )
+
+    async def over(self, id_: str = "c1") -> None:
+        """The pause is over."""
+        await self.db.execute(
+            "UPDATE circuits SET retry_at = clock_timestamp() - interval '1 s' WHERE connection_id = $1", id_
+        )
+
+
+def of(id_: str = "c1", *, urgent: bool = True, account: str | None = None, limit: RateLimit = LIMIT) -> Call:
+    return Call(Connection(id_, "acme", "beds24", id_, external_account_id=account), limit, urgent)
+
+
+@pytest.fixture
+async def ground(database_url: str) -> AsyncIterator[Ground]:
+    db = await asyncpg.connect(database_url)
+    pool = await open_pool(database_url, name="test", size=4)
+    await connections.add_company(db, "acme", "Acme", b"key")
+    for id_ in ("c1", "c2"):
+        await connections.add_connection(db, id_, "acme", "beds24", id_, None, {})
+    yield Ground(pool, db)
+    await pool.close()
+    await db.close()
+
+
+# ------------------------------------------------------------------------------------------------ budgets
+
+
+async def test_two_processes_share_a_budget_and_none_of_them_overspends(ground: Ground) -> None:
+    first, second = ground.governor(), ground.governor()
+    verdicts = await asyncio.gather(*(g.admit([of(), of()]) for _ in range(5) for g in (first, second)))
+    admitted = [verdict for pair in verdicts for verdict in pair].count(None)
+    assert admitted == 10
+    refused = next(verdict for pair in verdicts for verdict in pair if verdict is not None)
+    assert "rate limit" in refused.message
+    assert timedelta(minutes=4) < refused.until - ground.clock() <= LIMIT.per
+
+
+async def test_a_new_window_is_shared_as_well_however_many_come_at_its_beginning(ground: Ground) -> None:
+    """Of a row that is over nothing is known, but it must be locked all the same."""
+    governors = [ground.governor() for _ in range(4)]
+    for _ in range(5):
+        verdicts = await asyncio.gather(*(g.admit([of() for _ in range(4)]) for g in governors))
+        assert [verdict for four in verdicts for verdict in four].count(None) == 10
+        await ground.db.execute("UPDATE rate_budgets SET resets_at = clock_timestamp() - interval '1 ms'")
+
+
+async def test_bookings_may_use_the_reserve_and_go_first_in_a_batch(ground: Ground) -> None:
+    governor = ground.governor()
+    rates, bookings = [of(urgent=False) for _ in range(9)], [of() for _ in range(3)]
+    verdicts = await governor.admit([*rates, *bookings])
+    assert verdicts[9:] == [None, None, None]
+    assert verdicts[:9].count(None) == 5  # down to 3, less what the bookings took
+    assert await ground.one(governor, of(urgent=False)) is not None
+    assert [await ground.one(governor, of()) for _ in range(2)] == [None, None]
+    assert await ground.one(governor, of()) is not None
+
+
+async def test_connections_of_an_account_share_its_budget(ground: Ground) -> None:
+    governor = ground.governor()
+    assert (await governor.admit([of("c1", account="7") for _ in range(10)])).count(None) == 10
+    assert await ground.one(governor, of("c2", account="7")) is not None
+    assert await ground.one(governor, of("c2", account="8")) is None
+    assert await ground.one(governor, of("c2")) is None
+
+
+async def test_the_vendors_word_corrects_the_number_up_and_down(ground: Ground) -> None:
+    governor = ground.governor()
+    calls = [of() for _ in range(10)]
+    await governor.admit(calls)
+    await ground.note(governor, *(Ended(call, True, Budget(40.0, 200.0)) for call in calls))
+    assert (await governor.admit([of() for _ in range(50)])).count(None) == 40
+    call = of()
+    await ground.db.execute("DELETE FROM rate_budgets")
+    await governor.admit([call])
+    await ground.note(governor, Ended(call, True, Budget(0.0, 200.0)))
+    refused = await ground.one(governor, of())
+    assert refused is not None
+    assert timedelta(seconds=190) < refused.until - ground.clock() <= timedelta(seconds=200)
+
+
+async def test_a_vendor_that_says_nothing_is_taken_at_the_manifests_word(ground: Ground) -> None:
+    governor = ground.governor()
+    for answered in (True, False) * 5:
+        call = of(id_="c1" if answered else "c2", account="7")
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, answered, None))
+    assert await ground.one(governor, of(account="7")) is not None
+
+
+async def test_what_was_never_asked_gives_its_units_back(ground: Ground) -> None:
+    governor = ground.governor()
+    for _ in range(30):
+        call = of()
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, None, None))
+
+
+async def test_answers_that_are_written_late_or_out_of_order_do_not_make_units(ground: Ground) -> None:
+    governor = ground.governor()
+    first, second, third = (of() for _ in range(3))
+    await governor.admit([first, second, third])
+    await ground.note(governor, Ended(second, True, Budget(5.0, 200.0)))
+    await ground.note(governor, Ended(first, True, Budget(6.0, 200.0)))  # was answered before the second
+    assert (await governor.admit([of() for _ in range(10)])).count(None) == 4  # one is under way still
+
+
+async def test_a_new_window_of_the_vendors_is_believed_at_once(ground: Ground) -> None:
+    """And what an unanswered call may have cost was paid in the old one."""
+    governor = ground.governor()
+    silent, first, second = of(), of(), of()
+    await governor.admit([silent, first, second])
+    await ground.note(governor, Ended(silent, False, None))
+    await ground.note(governor, Ended(first, True, Budget(1.0, 3.0)))
+    await ground.note(governor, Ended(second, True, Budget(9.0, 300.0)))  # its window has turned a little before ours
+    assert (await governor.admit([of() for _ in range(10)])).count(None) == 9
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_no_schedule_of_two_processes_makes_the_vendor_refuse(ground: Ground, seed: int) -> None:
+    """The vendor counts a call some time between its admission and its note, and tells what is left then."""
+    rng = random.Random(seed)
+    governors = [ground.governor(), ground.governor()]
+    units = 30.0
+    limit = RateLimit(units=units, per=timedelta(minutes=5), scope="account", reserve=0)
+    admitted: list[tuple[Governor, Call]] = []
+    counted: list[tuple[Governor, Call, float]] = []
+    used = 0
+    for _ in range(160):
+        step = rng.random()
+        if step < 0.5:
+            governor, calls = rng.choice(governors), [of(limit=limit) for _ in range(rng.randint(1, 3))]
+            verdicts = await governor.admit(calls)
+            admitted += [(governor, call) for call, verdict in zip(calls, verdicts, strict=True) if verdict is None]
+        elif step < 0.75 and admitted:
+            governor, call = admitted.pop(rng.randrange(len(admitted)))
+            used += 1
+            counted.append((governor, call, units - used))
+            assert used <= units
+        elif counted:
+            governor, call, left = counted.pop(rng.randrange(len(counted)))
+            said = Budget(left, 250.0) if rng.random() < 0.9 else None  # the answer is lost now and then
+            await ground.note(governor, Ended(call, said is not None, said))
+    assert used > units / 2
+
+
+# ------------------------------------------------------------------------------------------------ circuits
+
+
+async def test_five_calls_in_a_row_without_an_answer_open_it_whoever_made_them(ground: Ground) -> None:
+    one, other = ground.governor(), ground.governor()
+    assert await ground.fail(one, 2) == set()
+    assert await ground.fail(other, 2) == set()
+    assert await ground.one(one, of()) is None
+    assert await ground.fail(one) == {"c1"}
+    for governor in (one, other):
+        refused = await ground.one(governor, of())
+        assert refused is not None
+        assert "circuit open" in refused.message
+    assert await ground.one(one, of("c2")) is None  # nobody else's
+    assert await ground.pause() == pytest.approx(limits.FIRST_PAUSE, abs=0.5)
+
+
+async def test_an_answer_in_between_begins_the_count_anew(ground: Ground) -> None:
+    governor = ground.governor()
+    for _ in range(3):
+        await ground.fail(governor, 4)
+        call = of()
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, True, None))
+        assert await ground.failures() is None
+
+
+async def test_one_answer_in_a_batch_says_that_the_vendor_lives(ground: Ground) -> None:
+    governor = ground.governor()
+    calls = [of() for _ in range(8)]
+    await governor.admit(calls)
+    opened = await ground.note(governor, *(Ended(call, n == 3, None) for n, call in enumerate(calls)))
+    assert opened == set()
+    assert await ground.failures() is None
+
+
+async def test_two_calls_for_many_events_open_it_before_those_have_no_attempt_left(ground: Ground) -> None:
+    governor = ground.governor()
+    for expected in (set[str](), {"c1"}):
+        call = of()
+        assert await ground.one(governor, call) is None
+        assert await ground.note(governor, Ended(call, False, None, events=50)) == expected
+
+
+async def test_what_nobody_asked_says_nothing(ground: Ground) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, 4)
+    for _ in range(3):
+        call = of()
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, None, None))
+    assert await ground.failures() == 4
+
+
+async def test_what_waits_for_it_comes_back_spread_out_and_never_early(ground: Ground) -> None:
+    await ground.fail(ground.governor(), 5)
+    retry_at = await ground.db.fetchval("SELECT retry_at FROM circuits")
+    early, late = await ground.one(ground.governor(0.0), of()), await ground.one(ground.governor(1.0), of())
+    assert early is not None
+    assert late is not None
+    assert retry_at <= early.until < late.until
+    assert late.until - retry_at <= SPREAD * timedelta(seconds=limits.FIRST_PAUSE)
+
+
+async def test_after_its_pause_one_call_of_each_process_tries(ground: Ground) -> None:
+    one, other = ground.governor(), ground.governor()
+    await ground.fail(one, 5)
+    await ground.over()
+    calls = [of() for _ in range(3)]
+    verdicts = await one.admit(calls)
+    assert [verdict is None for verdict in verdicts] == [True, False, False]
+    assert [call.probe for call in calls] == [True, False, False]
+    assert await ground.one(one, of()) is not None
+    assert await ground.one(other, of()) is None
+    one.ended(calls[0])
+    assert await ground.one(one, of()) is None
+
+
+async def test_a_probe_that_fails_doubles_the_pause_up_to_a_cap(ground: Ground) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, 5)
+    for pause in (20, 40, 80, 160, 300, 300):
+        await ground.over()
+        assert await ground.fail(governor) == {"c1"}
+        assert await ground.pause() == pytest.approx(pause, abs=0.5)
+
+
+async def test_probes_of_many_processes_at_once_are_one(ground: Ground) -> None:
+    """Or five processes would be at the cap after the first of them."""
+    governors = [ground.governor() for _ in range(5)]
+    await ground.fail(governors[0], 5)
+    await ground.over()
+    probes = [of() for _ in governors]
+    for governor, probe in zip(governors, probes, strict=True):
+        assert await ground.one(governor, probe) is None
+    for governor, probe in zip(governors, probes, strict=True):
+        await ground.note(governor, Ended(probe, False, None))
+    assert await ground.pause() == pytest.approx(2 * limits.FIRST_PAUSE, abs=0.5)
+    assert await ground.failures() == 6
+
+
+async def test_what_was_sent_before_it_opened_and_fails_later_changes_nothing(ground: Ground) -> None:
+    governor = ground.governor()
+    early = [of() for _ in range(4)]
+    await governor.admit(early)
+    await ground.fail(governor, 5)
+    before = await ground.db.fetchval("SELECT retry_at FROM circuits")
+    await ground.note(governor, *(Ended(call, False, None) for call in early))
+    assert await ground.db.fetchval("SELECT retry_at FROM circuits") == before
+    assert await ground.failures() == 5
+
+
+async def test_an_answered_probe_closes_it_for_all(ground: Ground) -> None:
+    one, other = ground.governor(), ground.governor()
+    await ground.fail(one, 5)
+    await ground.over()
+    probe = of()
+    assert await ground.one(other, probe) is None
+    await ground.note(other, Ended(probe, True, None))
+    assert await ground.failures() is None
+    assert (await one.admit([of() for _ in range(4)])) == [None] * 4
+
+
+async def test_a_probe_that_has_no_budget_is_none(ground: Ground) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, 5)
+    await ground.over()
+    await ground.db.execute("UPDATE rate_budgets SET remaining = 0, under_way = 0")
+    refused = await ground.one(governor, of())
+    assert refused is not None
+    assert "rate limit" in refused.message
+    await ground.db.execute("UPDATE rate_budgets SET remaining = 5")
+    assert await ground.one(governor, of()) is None  # it did not take the probe's place with it
+
+
+async def test_a_circuit_closes_though_the_transaction_that_heard_the_answer_was_rolled_back_first(
+    ground: Ground,
+) -> None:
+    """As when a row breaks its batch: the same endings are written again, in halves."""
+    governor = ground.governor()
+    await ground.fail(governor, 4)
+    call = of()
+    assert await ground.one(governor, call) is None
+    governor.ended(call)
+    endings = [Ended(call, True, Budget(7.0, 200.0))]
+    with pytest.raises(asyncpg.DataError):  # noqa: PT012 - the fault must come inside
+        async with ground.pool.acquire() as database, database.transaction():
+            await governor.note(database, endings)
+            await database.execute("SELECT 1 / 0")
+    assert await ground.failures() == 4
+    await ground.note(governor, *endings)
+    assert await ground.failures() is None
+    assert (await governor.admit([of() for _ in range(9)])).count(None) == 3  # four cost we know not what
+
+
+async def test_failures_of_a_transaction_that_was_rolled_back_are_counted_once(ground: Ground) -> None:
+    governor = ground.governor()
+    calls = [of() for _ in range(4)]
+    await governor.admit(calls)
+    endings = [Ended(call, False, None) for call in calls]
+    with pytest.raises(asyncpg.DataError):  # noqa: PT012 - the fault must come inside
+        async with ground.pool.acquire() as database, database.transaction():
+            await governor.note(database, endings)
+            await database.execute("SELECT 1 / 0")
+    for half in (endings[:2], endings[2:]):
+        await ground.note(governor, *half)
+    assert await ground.failures() == 4
+    assert tuple(await ground.db.fetchrow("SELECT remaining, under_way FROM rate_budgets")) == (10, 4)
+
+
+async def test_a_process_whose_admission_failed_may_still_try(ground: Ground, database_url: str) -> None:
+    """The database was away in the middle: the place of the probe is free again."""
+    governor = ground.governor()
+    await ground.fail(governor, 5)
+    await ground.over()
+    await ground.db.execute("ALTER TABLE rate_budgets RENAME TO gone")
+    call = of()
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await governor.admit([call])
+    assert not call.probe
+    await ground.db.execute("ALTER TABLE gone RENAME TO rate_budgets")
+    assert await ground.one(governor, call) is None
+    assert call.probe
+
+
+async def test_open_circuits_are_listed_with_their_vendor(ground: Ground) -> None:
+    await ground.fail(ground.governor(), 5)
+    await ground.fail(ground.governor(), 4, "c2")
+    async with ground.pool.acquire() as database:
+        (row,) = await limits.open_circuits(database)
+    assert (row["connection_id"], row["vendor"], row["failures"]) == ("c1", "beds24", 5)

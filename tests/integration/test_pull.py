@@ -1,0 +1,335 @@
+"""What webhooks did not bring is asked for: nothing twice, nothing skipped, whatever happens in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from adapters.errors import Malformed, RateLimited, Transient
+from ops.parts import inbound_attempts, open_parts
+from simulators.beds24 import operations
+from simulators.beds24.faults import Fault, FaultKind
+from store import pulls
+from store.pulls import Lease
+from telemetry import metrics
+from tests.fleet import CONNECTION, World
+from workers.pull import LEASE, LeaseLostError, Pulled, Puller, Pulls, Waiting
+
+STORED = "SELECT count(*) FROM int_reservations"
+EVENTS = "SELECT count(*) FROM channel_events"
+
+
+@pytest.fixture
+async def whole(world: World) -> World:
+    await world.start("ingress", "inbound", "scheduler")
+    return world
+
+
+def book(world: World, **values: Any) -> dict[str, Any]:
+    """A booking that nobody tells us about."""
+    stay = {
+        "roomId": 713992,
+        "arrival": "2027-03-01",
+        "departure": "2027-03-04",
+        "firstName": "Ada",
+        "lastName": "Long",
+    }
+    outcome = world.sim.account.book(stay | values)
+    assert not outcome.errors
+    return list(world.sim.account.bookings.values())[-1]
+
+
+def asked(world: World) -> int:
+    return sum(call.operation == "GET /bookings" for call in world.sim.account.calls)
+
+
+@asynccontextmanager
+async def pulling(
+    world: World, sleep: Callable[[float], Any] = asyncio.sleep, tell: Callable[[Any], None] = lambda _: None
+) -> AsyncIterator[Puller]:
+    """A puller as the scheduler has it; the relay wakes what it records."""
+    async with open_parts("pull", world.settings()) as parts:
+        yield Puller(
+            parts.pool, parts.directory, parts.sessions,
+            parts.governor, inbound_attempts(parts.adapters), None,
+            overlap=timedelta(minutes=10), random=lambda: 0.5, sleep=sleep, tell=tell,
+        )  # fmt: skip
+
+
+async def lease(world: World, worker: str = "w", seconds: float = LEASE) -> Lease:
+    (taken,) = await pulls.claim(world.db, [CONNECTION], worker, seconds)
+    return taken
+
+
+async def pull(world: World, **kwargs: Any) -> Pulled | Waiting:
+    async with pulling(world) as puller:
+        return await puller.run(await lease(world), **kwargs)
+
+
+async def row(world: World) -> Any:
+    return await world.db.fetchrow("SELECT * FROM pulls")
+
+
+async def test_lost_webhooks_are_healed_and_cancellations_are_among_them(whole: World) -> None:
+    kept, cancelled = book(whole), book(whole, arrival="2027-04-01", departure="2027-04-03")
+    whole.sim.account.cancel(cancelled["id"])
+    assert await pull(whole) == Pulled(pages=1, listed=2, recorded=2)
+    await whole.all_settled()
+    rows = await whole.db.fetch("SELECT external_id, status, guest_id FROM int_reservations ORDER BY external_id")
+    assert [(r["external_id"], r["status"]) for r in rows] == [
+        (str(kept["id"]), "confirmed"),
+        (str(cancelled["id"]), "cancelled"),
+    ]
+    assert all(r["guest_id"] for r in rows)
+    assert await whole.db.fetchval("SELECT count(*) FROM core_events") == 2
+    assert await whole.db.fetchval("SELECT count(*) FROM webhook_log") == 0
+    assert await whole.db.fetchval("SELECT last_sync_at IS NOT NULL FROM connections")
+
+
+async def test_what_a_webhook_brought_is_a_duplicate_and_so_is_a_webhook_after_its_pull(whole: World) -> None:
+    first = book(whole, price=100, flagText="late arrival")
+    assert (await whole.webhook(whole.sim.account.webhook_body(first["id"]))).status_code == 202
+    await whole.all_settled()
+    second = book(whole, arrival="2027-04-01", departure="2027-04-03")
+    assert await pull(whole) == Pulled(pages=1, listed=2, recorded=1)
+    assert (await whole.webhook(whole.sim.account.webhook_body(second["id"]))).status_code == 200
+    await whole.all_settled()
+    assert await pull(whole) == Pulled(pages=1, listed=2, recorded=0)
+    assert await whole.db.fetchval(EVENTS) == 2
+
+
+async def test_it_asks_from_the_begin_of_the_last_one_less_the_overlap(whole: World) -> None:
+    await pull(whole)
+    before = (await row(whole))["covered_until"]
+    await pull(whole)
+    query = next(c for c in reversed(whole.sim.account.calls) if c.operation == "GET /bookings").query
+    start = (before - timedelta(minutes=10)).astimezone(UTC)
+    assert f"modifiedFrom={start:%Y-%m-%dT%H}%3A{start:%M}%3A{start:%S}Z" in query
+    assert (await row(whole))["covered_until"] > before
+
+
+async def test_all_pages_come(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    for _ in range(5):
+        book(whole)
+    assert await pull(whole) == Pulled(pages=3, listed=5, recorded=5)
+    await whole.all_settled()
+    assert await whole.db.fetchval(STORED) == 5
+
+
+async def test_a_vendor_that_is_away_is_asked_later_from_the_same_time(whole: World) -> None:
+    booking = book(whole)
+    covered = (await lease(whole)).covered_until
+    await whole.db.execute("UPDATE pulls SET lease_until = NULL")
+    whole.sim.faults.add(Fault(FaultKind.UNAVAILABLE, operation="GET /bookings"))
+    with pytest.raises(Transient):
+        await pull(whole)
+    kept = await row(whole)
+    assert (kept["error_class"], kept["failures"], kept["covered_until"]) == ("transient", 1, None)
+    assert "bookings.pull" in kept["last_error"]
+    assert kept["not_before"] > datetime.now(UTC)
+    assert await pulls.due(whole.db, ["beds24"], 0.001, 10) == []
+    assert (await lease(whole)).covered_until == covered
+    await whole.db.execute("UPDATE pulls SET lease_until = NULL")
+    await pull(whole)
+    kept = await row(whole)
+    assert (kept["error_class"], kept["failures"], kept["last_error"], kept["not_before"]) == (None, 0, None, None)
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(booking["id"])
+
+
+async def test_a_page_that_fails_in_the_middle_leaves_the_rest_to_the_next(
+    whole: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    for _ in range(5):
+        book(whole)
+    whole.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation="GET /bookings", skip=1, seconds=33))
+    with pytest.raises(RateLimited):
+        await pull(whole)
+    kept = await row(whole)
+    assert kept["covered_until"] is None
+    assert kept["not_before"] - datetime.now(UTC) > timedelta(seconds=30)
+    assert await whole.db.fetchval(EVENTS) == 2
+    whole.sim.account.credits.used *= 0
+    await whole.db.execute("DELETE FROM rate_budgets")
+    assert await pull(whole) == Pulled(pages=3, listed=5, recorded=3)
+
+
+async def test_what_cannot_be_read_does_not_stop_the_others_and_is_told(whole: World) -> None:
+    broken, sound = book(whole), book(whole)
+    broken["propertyId"] = "none"
+    with pytest.raises(Malformed, match=r"booking\.propertyId"):
+        await pull(whole)
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(sound["id"])
+    kept = await row(whole)
+    assert (kept["error_class"], kept["covered_until"]) == ("invalid", None)
+
+
+async def test_a_little_of_the_rate_limit_is_left_to_commands(whole: World) -> None:
+    await whole.db.execute(
+        "INSERT INTO rate_budgets (scope, company_id, remaining, resets_at)"
+        " VALUES ($1, 'acme', 19, now() + interval '1 hour')",
+        CONNECTION,
+    )
+    found = await pull(whole)
+    assert isinstance(found, Waiting)
+    assert asked(whole) == 0
+    kept = await row(whole)
+    assert (kept["lease_until"], kept["last_error"]) == (None, None)
+    assert kept["not_before"] - datetime.now(UTC) > timedelta(minutes=59)
+
+
+async def test_a_long_list_waits_in_the_middle_and_goes_on(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first page on again it would never come to its end."""
+    monkeypatch.setattr(operations, "PAGE_SIZE", 1)
+    for _ in range(4):
+        book(whole)
+    budget = whole.sim.account.credits
+    budget.spend(budget.remaining() - 22)
+    waits: list[float] = []
+    told: list[Any] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        left = await whole.db.fetchval("SELECT EXTRACT(epoch FROM lease_until - now()) FROM pulls")
+        assert left > seconds
+        budget.used *= 0
+        await whole.db.execute("DELETE FROM rate_budgets")
+
+    async with pulling(whole, sleep, told.append) as puller:
+        assert await puller.run(await lease(whole)) == Pulled(pages=4, listed=4, recorded=4)
+    assert len(waits) == 1
+    assert [type(step) for step in told] == [Pulled, Pulled, Waiting, Pulled, Pulled]
+    assert await whole.db.fetchval("SELECT remaining FROM rate_budgets") > 90
+
+
+async def test_two_schedulers_never_pull_the_same_connection_at_once(world: World) -> None:
+    first, second = await asyncio.gather(pulls.claim(world.db, [CONNECTION], "a", LEASE), _claim_elsewhere(world, "b"))
+    assert len([*first, *second]) == 1
+    assert await pulls.claim(world.db, [CONNECTION], "c", LEASE) == []
+    assert await pulls.due(world.db, ["beds24"], 0.001, 10) == []
+
+
+async def _claim_elsewhere(world: World, worker: str) -> Sequence[Lease]:
+    async with open_parts("other", world.settings()) as parts, parts.pool.acquire() as connection:
+        return await pulls.claim(connection, [CONNECTION], worker, LEASE)
+
+
+async def test_after_a_kill_the_next_covers_the_same_time(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dead one has recorded is a duplicate; its own word does not count any more."""
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    for _ in range(4):
+        book(whole)
+    dead = await lease(whole, "dead", seconds=0.0)
+    pages: list[Any] = []
+
+    class Killed(BaseException):
+        pass
+
+    def die(step: Any) -> None:
+        pages.append(step)
+        raise Killed
+
+    async with pulling(whole, tell=die) as puller:
+        with pytest.raises(Killed):
+            await puller.run(dead)
+    assert pages == [Pulled(1, 2, 2)]
+    await whole.db.execute("UPDATE pulls SET lease_until = now()")
+    heir = await lease(whole, "heir")
+    assert heir.covered_until == dead.covered_until
+    async with pulling(whole) as puller:
+        with pytest.raises(LeaseLostError):
+            await puller.run(dead)
+        assert await puller.run(heir) == Pulled(pages=2, listed=4, recorded=2)
+    await whole.all_settled()
+    assert await whole.db.fetchval(STORED) == 4
+
+
+async def test_a_stop_in_the_middle_gives_the_connection_back(whole: World) -> None:
+    book(whole)
+    whole.sim.faults.add(Fault(FaultKind.SLOW, operation="GET /bookings", seconds=60))
+    async with pulling(whole) as puller:
+        task = asyncio.create_task(puller.run(await lease(whole)))
+        while asked(whole) == 0:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    kept = await row(whole)
+    assert (kept["lease_until"], kept["failures"], kept["covered_until"]) == (None, 0, None)
+    assert len(await pulls.due(whole.db, ["beds24"], 0.001, 10)) == 1
+
+
+async def test_the_loop_pulls_whose_time_has_come(whole: World) -> None:
+    book(whole)
+    lag = metrics.SYNC_LAG.labels("beds24")
+    async with open_parts("pull", whole.settings()) as parts, pulling(whole) as puller:
+        never = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.0)
+        assert await never.look() == 0
+        often = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.001)
+        runs = metrics.SYNC_RUNS.labels("beds24", "done")
+        before = runs._value.get()
+        assert await often.look() == 1
+        assert lag._value.get() > 0
+        await often.settled()
+        assert runs._value.get() == before + 1
+        rarely = Pulls(parts.pool, puller, ["beds24"], worker="w", every=3600.0)
+        assert await rarely.look() == 0
+        await whole.db.execute("UPDATE pulls SET finished_at = finished_at - interval '66 minutes'")
+        await whole.db.execute('UPDATE connections SET config = config || \'{"pull": "0"}\'')
+        assert await rarely.look() == 0
+        await whole.db.execute('UPDATE connections SET config = config || \'{"pull": "86400"}\'')
+        assert await often.look() == 0
+        await whole.db.execute("UPDATE connections SET config = config - 'pull', status = 'paused'")
+        assert await rarely.look() == 0
+        await whole.db.execute("UPDATE connections SET status = 'active'")
+        assert await rarely.look() == 1
+        await rarely.settled()
+    assert asked(whole) == 2
+
+
+async def test_one_connection_that_fails_leaves_the_loop_alive(whole: World) -> None:
+    whole.sim.faults.add(Fault(FaultKind.HTML_502, operation="GET /bookings", count=None))
+    async with open_parts("pull", whole.settings()) as parts, pulling(whole) as puller:
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.001, pause=0.01)
+        stop = asyncio.Event()
+        running = asyncio.create_task(loop.run(stop))
+        await whole.until("SELECT failures FROM pulls", equals=1)
+        whole.sim.faults.clear()
+        book(whole)
+        await whole.db.execute("UPDATE pulls SET not_before = NULL")
+        await whole.until(STORED, equals=1)
+        stop.set()
+        await running
+
+
+async def test_a_booking_that_returned_to_an_earlier_state_within_a_second_is_set_right(whole: World) -> None:
+    """Its last webhook has the key of the first: only a look at what is stored tells that it is no duplicate."""
+    booking = book(whole)
+    confirmed = whole.sim.account.webhook_body(booking["id"])
+    cancelled = whole.sim.account.webhook_body(booking["id"])
+    cancelled["booking"]["status"] = "cancelled"
+    for body, answer in ((confirmed, 202), (cancelled, 202), (confirmed, 200)):
+        assert (await whole.webhook(body)).status_code == answer
+        await whole.all_settled()
+    assert await whole.db.fetchval("SELECT status FROM int_reservations") == "cancelled"
+    assert await pull(whole) == Pulled(pages=1, listed=1, recorded=1)
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT status FROM int_reservations") == "confirmed"
+    assert await pull(whole) == Pulled(pages=1, listed=1, recorded=0)
+
+
+async def test_an_earlier_begin_than_ever_covers_all_and_a_later_one_leaves_the_gap_open(whole: World) -> None:
+    covered = (await lease(whole)).covered_until
+    await whole.db.execute("UPDATE pulls SET lease_until = NULL")
+    await pull(whole, since=covered + timedelta(hours=1))
+    assert (await row(whole))["covered_until"] is None
+    await pull(whole, since=covered - timedelta(days=365))
+    assert (await row(whole))["covered_until"] > covered

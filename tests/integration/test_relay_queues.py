@@ -1,0 +1,201 @@
+"""The relay and the broker's queues: what a long one still holds is not sent again, what is lost is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import asyncpg
+import pytest
+
+from adapters.registry import adapters
+from ops.parts import declared
+from schemas.event import decode
+from store.directory import Directory
+from store.pool import open_pool
+from topology.announce import WakeUp, announce
+from topology.apply import apply
+from topology.declared import inbound_queue, outbound_queue
+from topology.depth import depths
+from topology.publisher import Publisher
+from workers.relay import BATCH, KNOWN, LEAST, LONG, MOST, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from store.pool import Pool
+
+INBOUND, OUTBOUND = inbound_queue("beds24"), outbound_queue("beds24")
+TYPE = "beds24.booking.modified"
+ROWS = (
+    "INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload,"
+    " received_at, published_at) SELECT gen_random_uuid(), $1, 'beds24-acme', {parent}, $2, $3, gen_random_uuid(), '{{}}',"
+    " now() - interval '1 hour', {published} + n * interval '1 microsecond' FROM generate_series(1, $4) n RETURNING id"
+)
+LONG_AGO = "now() - interval '5 minutes'"
+
+
+@dataclass
+class Ground:
+    amqp_url: str
+    db: Any
+    pool: Pool
+    publisher: Publisher
+    now: float = 0.0
+    asked: list[set[str]] = field(default_factory=list)
+
+    def relay(self) -> Relay:
+        directory = Directory(self.pool, None)  # type: ignore[arg-type] - these looks open nothing that is sealed
+        return Relay(self.pool, directory, self.publisher, self.depths, clock=lambda: self.now)
+
+    async def depths(self, queues: Iterable[str]) -> Mapping[str, int]:
+        self.asked.append(set(queues))
+        return await depths(self.amqp_url, self.asked[-1])
+
+    async def facts(self, company: str, count: int, published: str) -> list[Any]:
+        sql = ROWS.format(parent="NULL", published=published)
+        return [row["id"] for row in await self.db.fetch(sql, company, "inbound", TYPE, count)]
+
+    async def delivery(self, published: str) -> Any:
+        sql = ROWS.format(parent="gen_random_uuid()", published=published)
+        return await self.db.fetchval(sql, "acme", "outbound", "pms.booking.update", 1)
+
+    async def fill(self, messages: int) -> None:
+        """A queue in which so many messages wait, each of one event."""
+        for id_ in await self.facts("acme", messages, "now()"):
+            await announce(self.publisher, [WakeUp(id_, "acme", TYPE, TYPE)])
+
+    async def drain(self, queue: str = INBOUND) -> list[str]:
+        """The events that its messages name."""
+        connection = await aio_pika.connect(self.amqp_url)
+        async with connection:
+            channel = await connection.channel()
+            found = []
+            source = await channel.get_queue(queue, ensure=False)
+            while (message := await source.get(fail=False)) is not None:
+                found += [event.id for event in decode(message.body)]
+                await message.ack()
+        return found
+
+
+@pytest.fixture
+async def ground(database_url: str, amqp_url: str) -> AsyncIterator[Ground]:
+    await apply(amqp_url, declared(adapters()))
+    db = await asyncpg.connect(database_url)
+    await db.execute("INSERT INTO companies (id, name, data_key) VALUES ('acme', 'Acme', '')")
+    await db.execute(
+        "INSERT INTO connections (id, company_id, vendor, name) VALUES ('beds24-acme', 'acme', 'beds24', 'x')"
+    )
+    pool = await open_pool(database_url, name="test")
+    publisher = Publisher(amqp_url, name="test")
+    await publisher.start(wait=10)
+    yield Ground(amqp_url, db, pool, publisher)
+    await publisher.stop()
+    await pool.close()
+    await db.close()
+
+
+async def test_what_a_long_queue_holds_is_not_sent_again_and_once_it_is_short_it_is(ground: Ground) -> None:
+    await ground.fill(LONG + 1)
+    rows = await ground.facts("acme", 50, LONG_AGO)
+    written = await ground.db.fetch("SELECT id, xmin FROM channel_events ORDER BY id")
+    relay = ground.relay()
+    assert [await relay.wake_stale() for _ in range(3)] == [0, 0, 0]
+    assert await ground.db.fetch("SELECT id, xmin FROM channel_events ORDER BY id") == written  # nor written
+    assert len(await ground.drain()) == LONG + 1
+    ground.now += KNOWN + 1
+    assert await relay.wake_stale() == 50
+    assert Counter(await ground.drain()) == Counter(str(id_) for id_ in rows)
+    assert await relay.wake_stale() == 0
+
+
+async def test_a_short_queue_has_lost_what_is_so_late(ground: Ground) -> None:
+    await ground.fill(LONG)
+    await ground.facts("acme", 50, LONG_AGO)
+    assert await ground.relay().wake_stale() == 50
+
+
+async def test_another_queues_rows_are_found_behind_those_of_a_long_one(ground: Ground) -> None:
+    await ground.fill(LONG + 1)
+    await ground.facts("acme", 2 * BATCH, LONG_AGO)
+    late = await ground.delivery("now() - interval '2 minutes'")
+    relay = ground.relay()
+    assert [await relay.wake_stale() for _ in range(4)] == [0, 0, 1, 0]
+    assert await ground.drain(OUTBOUND) == [str(late)]
+
+
+async def test_the_broker_is_asked_only_about_rows_that_look_lost_and_now_and_then(ground: Ground) -> None:
+    relay = ground.relay()
+    await relay.wake_stale()
+    assert ground.asked == []
+    await ground.fill(LONG + 1)
+    await ground.facts("acme", 1, LONG_AGO)
+    await ground.delivery(LONG_AGO)
+    for _ in range(3):
+        await relay.wake_stale()
+    assert ground.asked == [{INBOUND, OUTBOUND}]
+    ground.now += KNOWN + 1
+    await relay.wake_stale()
+    assert ground.asked[1:] == [{INBOUND}]
+
+
+async def test_when_the_broker_does_not_say_it_is_sent_again(ground: Ground) -> None:
+    await ground.fill(LONG + 1)
+    await ground.facts("acme", 50, LONG_AGO)
+    ground.amqp_url = "amqp://127.0.0.1:1/"
+    assert await ground.relay().wake_stale() == 50
+
+
+async def test_two_relays_at_once_wake_no_row_twice(ground: Ground) -> None:
+    ids = await ground.facts("acme", 300, "NULL::timestamptz") + await ground.facts("zeta", 300, "NULL::timestamptz")
+    lost = await ground.facts("acme", 300, LONG_AGO)
+    relays = ground.relay(), ground.relay()
+    while await ground.db.fetchval("SELECT count(*) FROM channel_events WHERE status = 'received'"):
+        await asyncio.gather(*(relay.wake_unpublished() for relay in relays))
+        await asyncio.gather(*(relay.wake_stale() for relay in relays))
+        await ground.db.execute(
+            "UPDATE channel_events SET status = 'done' WHERE published_at > now() - interval '1 minute'"
+        )
+    assert Counter(await ground.drain()) == Counter(str(id_) for id_ in (*ids, *lost))
+
+
+async def test_two_floods_are_woken_in_turn_and_nobody_waits_behind_them(ground: Ground) -> None:
+    owner = {}
+    for company, count in (("acme", 900), ("besa", 900), ("zeta", 5)):
+        owner |= dict.fromkeys(map(str, await ground.facts(company, count, "NULL::timestamptz")), company)
+    relay = ground.relay()
+    woken: Counter[str] = Counter()
+
+    async def look() -> int:
+        found = await relay.wake_unpublished()
+        woken.update(owner[id_] for id_ in await ground.drain())
+        return found
+
+    assert await look() <= LEAST
+    assert woken["acme"] == woken["besa"]
+    assert woken["zeta"] == 5
+    while await look():  # until some of them are settled
+        pass
+    assert woken.total() < 4 * LEAST
+    while woken.total() < len(owner):
+        await ground.db.execute("UPDATE channel_events SET status = 'done' WHERE published_at IS NOT NULL")
+        assert await look() > 0
+        assert abs(woken["acme"] - woken["besa"]) <= 20
+    assert woken == {"acme": 900, "besa": 900, "zeta": 5}
+
+
+async def test_what_is_on_its_way_at_once_follows_what_is_settled(ground: Ground) -> None:
+    await ground.facts("acme", 4 * MOST, "NULL::timestamptz")
+    relay = ground.relay()
+    found = []
+    for settled in (*[MOST] * 6, 10, 10, MOST, MOST):
+        found.append(await relay.wake_unpublished())
+        await ground.db.execute(
+            "UPDATE channel_events SET status = 'done' WHERE id IN (SELECT id FROM channel_events"
+            " WHERE published_at IS NOT NULL AND status = 'received' LIMIT $1)",
+            settled,
+        )
+    assert found == [LEAST, 2 * LEAST, 4 * LEAST, 8 * LEAST, 16 * LEAST, MOST, MOST, 10, 0, LEAST]

@@ -1,0 +1,225 @@
+"""Ended events run again: as new rows with keys of their own, through the fence, and never to a second effect unasked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from simulators.beds24.faults import Fault, FaultKind
+from simulators.bookings import generate, truth
+from simulators.core_pms import CorePms
+from tests.cli.conftest import Cli
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REPLAYS = "SELECT status, count(*) AS n FROM channel_events WHERE replay_of IS NOT NULL GROUP BY 1"
+
+
+@pytest.fixture
+def cli(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return Cli(
+        {
+            "STAYBUS_DATABASE_URL": world.database_url,
+            "STAYBUS_AMQP_URL": world.amqp_url,
+            "STAYBUS_KEY_FILE": str(world.folder / "key"),
+            "STAYBUS_DEBUG": None,
+        }
+    )
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[CorePms]:
+    await world.map("property", PROPERTY, "P1")
+    await world.map("room_type", ROOM, "RT1")
+    async with CorePms(world.amqp_url) as core:
+        await world.start("ingress", "inbound", "outbound", "scheduler")
+        yield core
+
+
+async def replayed(world: World) -> dict[str, int]:
+    await world.all_settled()
+    return {row["status"]: row["n"] for row in await world.db.fetch(REPLAYS)}
+
+
+async def test_lost_reservations_come_back_from_their_facts(world: World, cli: Cli, core: CorePms) -> None:
+    """Of each booking's facts the newest wins, as it did the first time; and the core is told."""
+    history = generate(11, 12, 2)
+    for change in history:
+        assert (await world.webhook(change.body)).status_code == 202
+    await world.all_settled()
+    told = len(core.of("core.reservation.upserted"))
+    await world.db.execute("DELETE FROM int_reservations")
+    answer = await cli("events", "replay", "--from", "1h", "--status", "done,skipped", "--yes", "--json")
+    assert len(answer.document["replayed"]) == len(history)
+    found = await replayed(world)
+    assert found.keys() <= {"done", "skipped"}
+    assert sum(found.values()) == len(history)
+    stored = {row["external_id"]: row for row in await world.db.fetch("SELECT * FROM int_reservations")}
+    for booking_id, booking in truth(history).items():
+        assert stored[str(booking_id)]["check_out"].isoformat() == booking["departure"]
+        assert (stored[str(booking_id)]["status"] == "cancelled") == (booking["status"] == "cancelled")
+    await core.wait_for(lambda _: len(core.of("core.reservation.upserted")) >= told + found["done"])
+    actions = await world.db.fetch("SELECT target FROM audit_log WHERE action = 'event.replay'")
+    assert len({row["target"] for row in actions}) == len(history)
+
+
+async def test_what_is_newer_is_not_undone(world: World, cli: Cli, core: CorePms) -> None:
+    older, newer = generate(12, 1, 1)
+    first = (await world.webhook(older.body)).json()["events"][0]
+    assert (await world.webhook(newer.body)).status_code == 202
+    await world.all_settled()
+    before = await world.db.fetchrow("SELECT * FROM int_reservations")
+    await cli("events", "replay", first)
+    assert await replayed(world) == {"skipped": 1}
+    assert await world.db.fetchrow("SELECT * FROM int_reservations") == before
+    row = await world.db.fetchrow(
+        "SELECT replay_of, received_at, last_error FROM channel_events WHERE replay_of IS NOT NULL"
+    )
+    original = await world.db.fetchrow("SELECT id, received_at FROM channel_events WHERE id = $1::uuid", first)
+    assert (row["replay_of"], row["received_at"]) == tuple(original)
+    assert "stale" in row["last_error"]
+
+
+async def test_a_replay_is_no_duplicate_of_another_and_replays_are_not_replayed(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    assert (await world.webhook(generate(13, 1, 0)[0].body)).status_code == 202
+    await world.all_settled()
+    for round_ in range(1, 4):
+        told = await cli("events", "replay", "--vendor", "beds24", "--status", "done,skipped", "--yes", "--json")
+        assert len(told.document["replayed"]) == 1
+        assert sum((await replayed(world)).values()) == round_
+    keys = await world.db.fetch("SELECT idempotency_key FROM channel_events")
+    assert len({row["idempotency_key"] for row in keys}) == 4
+    assert sum("#replay:" in row["idempotency_key"] for row in keys) == 3
+
+
+async def test_an_update_is_sent_again_and_told_again(world: World, cli: Cli, core: CorePms) -> None:
+    await create(core, "B-1")
+    await core.publish("pms.booking.update", "B-1", COMPANY, {"reservationId": "B-1", "adults": 3}, "u-1")
+    await ended(core, "pms.booking.update")
+    (booking,) = world.sim.account.bookings.values()
+    booking["numAdult"] = 1  # the vendor lost it
+    command = await world.db.fetchval(
+        "SELECT id FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NULL"
+    )
+    await cli("events", "replay", str(command))  # of a command: its deliveries
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded")) == 3, timeout=20)
+    assert booking["numAdult"] == 3
+    assert len(world.sim.account.bookings) == 1
+
+
+async def test_a_second_effect_must_be_asked_for(world: World, cli: Cli, core: CorePms) -> None:
+    await create(core, "B-2")
+    await ended(core, "pms.booking.create")
+    (first,) = world.sim.account.bookings
+    again = ("events", "replay", "--from", "1h", "--again", "--yes")
+    assert "replayed 0" in (await cli(*again)).out  # its id would have no place
+    await cli("mapping", "remove", CONNECTION, "reservation", str(first))
+    for words in (("--from", "1h", "--yes"), ("--from", "1h", "--type", "pms.booking.create", "--yes", "--job")):
+        refused = await cli("events", "replay", *words, code=1)
+        assert "pms.booking.create at beds24: the vendor would make another one" in refused.err
+        assert "--again" in refused.err
+    assert await replayed(world) == {}
+    dry = await cli("events", "replay", "--from", "1h", "--dry-run", "--json")
+    assert [(row["type"], row["replayed"]) for row in dry.document] == [("pms.booking.create", False)]
+    assert "replayed 1" in (await cli(*again)).out
+    assert await replayed(world) == {"done": 1}
+    assert len(world.sim.account.bookings) == 2
+    assert await world.db.fetchval(
+        "SELECT external_entity_id FROM int_mappings WHERE internal_entity_id = 'B-2'"
+    ) == str(max(world.sim.account.bookings))
+
+
+async def test_an_older_state_is_not_put_back_unasked(world: World, cli: Cli, core: CorePms) -> None:
+    """Two updates: the first alone would undo the second; both, in their order, undo nothing."""
+    await create(core, "B-3")
+    for adults in (2, 4):
+        data = {"reservationId": "B-3", "adults": adults}
+        await core.publish("pms.booking.update", "B-3", COMPANY, data, f"u-{adults}")
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded")) == 3, timeout=20)
+    deliveries = [
+        str(row["id"])
+        for row in await world.db.fetch(
+            "SELECT id FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NOT NULL ORDER BY seq"
+        )
+    ]
+    left = await cli("events", "replay", deliveries[0], "--json", code=1)
+    assert left.document["left"] == [deliveries[0]]
+    dry = await cli("events", "replay", deliveries[0], "--dry-run")
+    assert "went out since" in dry.out
+    assert await replayed(world) == {}
+    await cli("events", "replay", *deliveries)
+    assert await replayed(world) == {"done": 2}
+    (booking,) = world.sim.account.bookings.values()
+    assert booking["numAdult"] == 4
+    await cli("events", "replay", deliveries[0], "--again")
+    assert await replayed(world) == {"done": 3}
+    assert booking["numAdult"] == 2
+
+
+async def test_what_was_edited_is_replayed_as_edited(world: World, cli: Cli, core: CorePms) -> None:
+    await create(core, "B-4")
+    await ended(core, "pms.booking.create")
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings"))
+    await core.publish("pms.booking.update", "B-4", COMPANY, {"reservationId": "B-4", "adults": 3}, "u-4")
+    await core.wait_for(lambda e: e.type == "core.command.failed")
+    letter = str(await world.db.fetchval("SELECT id FROM dead_letters"))
+    await cli("dlq", "edit", letter, "--set", "adults=4")
+    await cli("dlq", "requeue", letter)
+    await ended(core, "pms.booking.update")
+    (booking,) = world.sim.account.bookings.values()
+    booking["numAdult"] = 1
+    await cli("events", "replay", "--type", "pms.booking.update", "--yes")
+    assert await replayed(world) == {"done": 1}
+    assert booking["numAdult"] == 4
+
+
+async def test_a_job_replays_by_its_rate_and_once(world: World, cli: Cli, core: CorePms) -> None:
+    history = generate(14, 25, 0)
+    for change in history:
+        assert (await world.webhook(change.body)).status_code == 202
+    await world.all_settled()
+    told = await cli(
+        *("events", "replay", "--type", "beds24.booking.created", "--company", COMPANY, "--rate", "200"),
+        *("--limit", "20", "--job", "--yes", "--json"),
+    )
+    job = told.document
+    assert (job["status"], job["done"], job["left"], job["total"]) == ("done", 20, 0, 20)
+    assert sum((await replayed(world)).values()) == 20
+    shown = (await cli("jobs", "show", job["id"], "--json")).document
+    assert (shown["came_through"], shown["under_way"]) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "say which"),
+        (("--from", "yesterday"), "90m, 24h, 7d"),
+        (("--from", "1h", "--status", "failed"), "staybus dlq requeue"),
+        (("0192f0c1-7a3e-7c00-8000-000000000001", "--vendor", "beds24"), "not both"),
+    ],
+)
+async def test_words_that_do_not_fit(world: World, cli: Cli, words: tuple[str, ...], says: str) -> None:
+    assert says in " ".join((await cli("events", "replay", *words, code=2)).err.split())
+
+
+async def test_an_unknown_id_replays_nothing(world: World, cli: Cli) -> None:
+    told = await cli("events", "replay", "0192f0c1-7a3e-7c00-8000-000000000001", code=1)
+    assert "not known; nothing was done" in told.err
+
+
+async def create(core: CorePms, booking: str) -> None:
+    stay = {"propertyId": "P1", "roomTypeId": "RT1", "checkIn": "2027-03-01", "checkOut": "2027-03-04"}
+    await core.publish("pms.booking.create", booking, COMPANY, {"reservationId": booking, **stay}, f"create-{booking}")
+
+
+async def ended(core: CorePms, command: str) -> Any:
+    return await core.wait_for(
+        lambda e: e.type == "core.command.succeeded" and e.data["command"] == command, timeout=20
+    )

@@ -1,0 +1,180 @@
+"""Access tokens: one process renews, the others read what it got; and a vendor that is silent holds nothing of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from adapters.errors import Transient
+from adapters.registry import adapter
+from adapters.transport import HttpTransport
+from simulators.beds24.faults import Fault, FaultKind
+from store import connections
+from store.directory import Directory, Known
+from store.pool import open_pool
+from tests.fleet import CONNECTION, World
+from workers.sessions import LEASE, PAUSE, Tokens
+
+if TYPE_CHECKING:
+    from store.pool import Pool
+
+SETUP, REFRESH = "GET /authentication/setup", "GET /authentication/token"
+BEDS24 = adapter("beds24")
+
+
+@dataclass
+class Ground:
+    world: World
+    known: Known
+    resources: AsyncExitStack
+
+    async def process(self, *, size: int = 2, sleep: Callable[[float], Any] = asyncio.sleep) -> tuple[Tokens, Pool]:
+        """What one process has: a pool, a client, a cache."""
+        pool = await open_pool(self.world.database_url, name="test", size=size)
+        self.resources.push_async_callback(pool.close)
+        http = HttpTransport("beds24", total=3.0)
+        self.resources.push_async_callback(http.close)
+        return Tokens(pool, http, sleep=sleep), pool
+
+    def asked(self) -> list[str]:
+        return [call.operation for call in self.world.sim.account.calls if "authentication" in call.operation]
+
+    async def until_asked(self, times: int = 1) -> None:
+        async with asyncio.timeout(10):
+            while len(self.asked()) < times:
+                await asyncio.sleep(0.01)
+
+    async def lease(self) -> Any:
+        return await self.world.db.fetchval("SELECT renewing_until FROM connections")
+
+
+@pytest.fixture
+async def ground(world: World) -> AsyncIterator[Ground]:
+    async with AsyncExitStack() as resources:
+        pool = await open_pool(world.database_url, name="test", size=1)
+        resources.push_async_callback(pool.close)
+        known = await Directory(pool, world.keys).get(CONNECTION)
+        assert known is not None
+        yield Ground(world, known, resources)
+
+
+async def test_processes_that_need_a_token_at_once_make_one_request(ground: Ground) -> None:
+    ground.world.sim.faults.add(Fault(FaultKind.SLOW, operation=SETUP, seconds=0.5))
+    processes = [(await ground.process())[0] for _ in range(3)]
+    tokens = await asyncio.gather(*(t.current(BEDS24, ground.known) for t in processes for _ in range(5)))
+    assert len(set(tokens)) == 1
+    assert ground.asked() == [SETUP]
+    assert await ground.lease() is None
+
+
+async def test_a_token_that_was_refused_is_renewed_once_for_all_who_were_refused(ground: Ground) -> None:
+    processes = [(await ground.process())[0] for _ in range(3)]
+    old = {await t.current(BEDS24, ground.known) for t in processes}
+    assert len(old) == 1
+    ground.world.sim.faults.add(Fault(FaultKind.SLOW, operation=REFRESH, seconds=0.5))
+    refused = old.pop()
+    new = await asyncio.gather(*(t.renewed(BEDS24, ground.known, refused) for t in processes for _ in range(5)))
+    assert len(set(new)) == 1
+    assert new[0] != refused
+    assert ground.asked() == [SETUP, REFRESH]
+
+
+async def test_after_the_death_of_who_renews_another_does_when_its_lease_is_over(ground: Ground) -> None:
+    slept = 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += 1
+        assert ground.asked() == []
+        if slept == 20:
+            await ground.world.db.execute("UPDATE connections SET renewing_until = now() - interval '1 s'")
+
+    dead, _ = await ground.process()
+    tokens, _ = await ground.process(sleep=sleep)
+    assert await dead._stored_or_lease(ground.known, None) is not None  # it goes no further
+    assert await tokens.current(BEDS24, ground.known)
+    assert slept == 20
+    assert ground.asked() == [SETUP]
+
+
+async def test_who_waits_for_another_longer_than_any_lease_says_so(ground: Ground) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    await ground.world.db.execute("UPDATE connections SET renewing_until = now() + interval '1 hour'")
+    tokens, _ = await ground.process(sleep=sleep)
+    with pytest.raises(Transient, match="another process"):
+        await tokens.current(BEDS24, ground.known)
+    assert LEASE <= sum(slept) <= LEASE + 2 * PAUSE
+    assert ground.asked() == []
+
+
+async def test_a_vendor_that_does_not_answer_holds_no_connection_of_ours(ground: Ground) -> None:
+    ground.world.sim.faults.add(Fault(FaultKind.TIMEOUT_BEFORE_COMMIT, operation=SETUP))
+    tokens, pool = await ground.process(size=1)
+    asking = asyncio.create_task(tokens.current(BEDS24, ground.known))
+    await ground.until_asked()
+    async with asyncio.timeout(2):  # less than the call takes
+        assert await pool.fetchval("SELECT 1") == 1
+        locked = "SELECT count(*) FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND NOT granted"
+        assert await ground.world.db.fetchval(locked) == 0
+        await ground.world.db.execute("UPDATE connections SET name = 'free' WHERE id = $1", CONNECTION)
+    assert not asking.done()
+    with pytest.raises(Transient):
+        await asking
+    assert await ground.lease() is None  # the next need not wait
+    assert await tokens.current(BEDS24, ground.known)
+
+
+async def test_who_ends_too_late_does_not_end_the_lease_of_the_next(ground: Ground) -> None:
+    slow, _ = await ground.process()
+    late = await slow._stored_or_lease(ground.known, None)
+    assert late is not None
+    assert not isinstance(late, str)
+    await ground.world.db.execute("UPDATE connections SET renewing_until = now() - interval '1 s'")
+    next_, _ = await ground.process()
+    lease = await next_._stored_or_lease(ground.known, None)
+    assert lease is not None
+    assert not isinstance(lease, str)
+    await slow._give_up(ground.known.connection, late)
+    assert await ground.lease() == lease.until
+    await next_._give_up(ground.known.connection, lease)
+    assert await ground.lease() is None
+
+
+async def test_a_database_that_is_away_for_a_moment_is_waited_for(ground: Ground) -> None:
+    """It would be taken for a bug, and the command that needs the token parked."""
+    tokens, pool = await ground.process()
+
+    class Flaky:
+        failures = 2
+
+        def acquire(self) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionRefusedError
+            return pool.acquire()
+
+    tokens._pool = Flaky()  # type: ignore[assignment]
+    assert await tokens.current(BEDS24, ground.known)
+    assert ground.asked() == [SETUP]
+
+
+async def test_a_token_is_renewed_before_it_ends_and_kept_till_then(ground: Ground) -> None:
+    tokens, _ = await ground.process()
+    first = await tokens.current(BEDS24, ground.known)
+    assert await tokens.current(BEDS24, ground.known) == first
+    stored = await connections.secrets(ground.world.db, CONNECTION)
+    ends = stored["access_token"].expires_at
+    assert ends is not None
+    tokens._now = lambda: ends - timedelta(minutes=4)
+    assert await tokens.current(BEDS24, ground.known) != first
+    assert ground.asked() == [SETUP, REFRESH]

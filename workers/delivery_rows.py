@@ -1,0 +1,184 @@
+"""What a delivery carries on its way, and the rows that follow from its outcome. Pure; the stage is in delivery.py."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import orjson
+
+from adapters.errors import Unmapped
+from adapters.port import Command, Reply
+from store.results import CoreEventRow
+from store.settle import DeadLetterRow, FinishRow
+from telemetry import metrics
+from telemetry.logs import about
+
+from . import results
+from .echo import expected
+from .outcome import Done, Outcome, Park, Retry, ending
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from adapters.port import Budget
+    from schemas.commands import CommandData
+    from store.directory import Known
+    from store.outbound import Claimed
+
+    from .governor import Call
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Work:
+    row: Claimed
+    started_at: datetime
+    known: Known | None = None
+    command: Command | None = None
+    outcome: Outcome | None = None
+    call: Call | None = None  # once it may go out
+    answered: bool | None = None
+    budget: Budget | None = None
+    external_id: str | None = None
+    # An earlier start was never answered, or its end is not known: until a look-up or an answer says otherwise, what was
+    # meant may have happened. Carried over every outcome that does not say.
+    doubt: bool = False
+    until: float = inf  # by the loop's clock: all its calls end before its lease does
+    absorbed: list[UUID] = field(default_factory=list)  # older commands of the lane that this one says too
+
+
+def with_ids(command: Command, connection_id: str, found: Mapping[tuple[str, str, str], str]) -> Command:
+    wanted = (*command.data.references(), command.data.lane_entity())
+    external = {
+        (kind, internal): found[connection_id, kind.value, internal]
+        for kind, internal in wanted
+        if (connection_id, kind.value, internal) in found
+    }
+    return replace(command, external=external)
+
+
+def own_write(row: Claimed, command: Command) -> tuple[UUID, str, str, str | None, str, str] | None:
+    own = expected(command)
+    if own is None:
+        return None
+    external = command.external_id(*command.data.lane_entity())
+    return row.id, row.company_id, row.connection_id, external, command.marker, orjson.dumps(own).decode()
+
+
+def all_mapped(command: Command) -> None:
+    """raises Unmapped"""
+    for kind, internal in command.data.references():
+        if (kind, internal) not in command.external:
+            raise Unmapped(
+                f"{kind.value}: {internal} has no id at this connection; add it with `staybus mapping add`, then requeue",
+                code="unmapped",
+            )
+
+
+def finish_row(work: Work, now: datetime) -> FinishRow:
+    row, outcome = work.row, work.outcome
+    if outcome is None:
+        raise AssertionError("a delivery reached settle without an outcome")
+    end = ending(outcome, now)
+    return FinishRow(
+        id=row.id,
+        status=end.status.value,
+        attempts=row.attempts if end.counted else row.attempts - 1,
+        # A doubt is remembered, so that the next attempt asks before it repeats. Only starts that end without a settle add up
+        # to a poison.
+        starts=1 if work.doubt and not isinstance(outcome, Done) else 0,
+        next_attempt_at=end.next_attempt_at,
+        error_class=end.fault,
+        last_error=end.message,
+        error_code=end.code,
+        keep_attempt=end.counted == 1,
+        outcome=end.word,
+        started_at=work.started_at,
+    )
+
+
+def exchange(work: Work) -> tuple[UUID, str, str | None, str | None]:
+    """What was said to the vendor and what it answered, for the sync log."""
+    reply = work.outcome.result if isinstance(work.outcome, Done) and isinstance(work.outcome.result, Reply) else None
+    request = orjson.dumps(_told_vendor(work.command.data)).decode() if work.command else None
+    response = orjson.dumps({**reply.response, "found": reply.found}).decode() if reply else None
+    return work.row.id, work.row.company_id, request, response
+
+
+def _told_vendor(data: CommandData) -> dict[str, Any]:
+    """The command without its personal part."""
+    return data.model_dump(mode="json", by_alias=True, exclude={"guest", "notes", "reason"}, exclude_none=True)
+
+
+def results_of(work: Work) -> list[CoreEventRow]:
+    row, outcome = work.row, work.outcome
+    common: dict[str, Any] = {
+        "company_id": row.company_id,
+        "connection_id": row.connection_id,
+        "subject": row.entity_internal_id,
+        "command_type": row.event_type,
+        "cause_id": row.id,
+        "trace": row.trace,
+    }
+    match outcome:
+        case Done():
+            return [results.command_ended(results.COMMAND_SUCCEEDED, **common, externalId=work.external_id)]
+        case Park(fault=fault, message=message):
+            return [results.command_ended(results.COMMAND_FAILED, **common, fault=fault.value, error=message)]
+        case _:
+            return []
+
+
+def dead_letter(work: Work, park: Park) -> DeadLetterRow:
+    row = work.row
+    return DeadLetterRow(
+        event_id=row.id,
+        company_id=row.company_id,
+        connection_id=row.connection_id,
+        vendor=work.known.connection.vendor if work.known else None,
+        queue=None,
+        operation=row.event_type,
+        entity_type=row.entity_type,
+        entity_external_id=work.external_id,
+        entity_internal_id=row.entity_internal_id,
+        error_class=park.fault.value,
+        error_code=park.code,
+        error_message=park.message,
+        attempts=row.attempts,
+        first_attempt_at=work.started_at,
+        owner=park.owner.value,
+    )
+
+
+def ids(work: Work) -> dict[str, Any]:
+    row = work.row
+    return {
+        "event_id": str(row.id),
+        "company_id": row.company_id,
+        "connection_id": row.connection_id,
+        "vendor": work.known.connection.vendor if work.known else None,
+        "type": row.event_type,
+        "trace": row.trace,
+    }
+
+
+def observe(works: Sequence[Work], now: datetime) -> None:
+    for work in works:
+        vendor = work.known.connection.vendor if work.known else "none"
+        outcome = work.outcome
+        word = type(outcome).__name__.lower()
+        metrics.EVENTS.labels(vendor, "outbound", word).inc()
+        if isinstance(outcome, Done):
+            metrics.EVENT_LATENCY.labels(vendor, "outbound").observe((now - work.row.received_at).total_seconds())
+        elif isinstance(outcome, Retry | Park):
+            metrics.ATTEMPTS.labels(vendor, outcome.fault.value).inc()
+        if work.budget is not None:
+            metrics.RATE_BUDGET.labels(vendor, work.row.connection_id).set(work.budget.remaining)
+        reason = {"fault": outcome.fault.value, "error": outcome.message} if isinstance(outcome, Retry | Park) else {}
+        _log.info("delivery settled", extra=about(**ids(work), outcome=word, attempt=work.row.attempts, **reason))

@@ -1,0 +1,188 @@
+"""Whether a call to a vendor may go out now: rate budgets and circuits, shared by all processes through the database.
+
+A call that may not is deferred, which is no attempt. Budget: what calls will cost is taken before they go out, so that many
+workers cannot spend the same units; what the vendor says of itself then corrects the number, less what it cannot know of
+yet: the calls that are under way. Circuit: after some calls in a row without an answer nothing is tried for a while, then
+one call of each process as a probe; a probe that fails is no attempt either, or an outage of an hour would use up the
+attempts of whatever came first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from adapters.port import Repeat
+from schemas.vocabulary import Fault
+from store import limits
+
+from .outcome import Defer, Done, Outcome, Park, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adapters.port import Budget, RateLimit
+    from schemas.connection import Connection
+    from store.pool import Connection as Database
+    from store.pool import Pool
+
+UNANSWERED = frozenset({Fault.TRANSIENT, Fault.UNKNOWN})
+MANY = 3  # two calls for many events each open a circuit, before those events have used their attempts up
+SPREAD = 0.5  # what waits for a circuit comes back over this share of its pause, not all at once
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, or one piece of work of a few calls. urgent: it may use the reserve."""
+
+    connection: Connection
+    limit: RateLimit
+    urgent: bool
+    probe: bool = False
+
+    @property
+    def scope(self) -> str:
+        """Connections of one account share its budget."""
+        account = self.connection.external_account_id
+        return (
+            f"{self.connection.vendor}:{account}" if account and self.limit.scope == "account" else self.connection.id
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """answered: whether the vendor gave a sign of life; None: nothing was asked of it. events: that shared the call"""
+
+    call: Call
+    answered: bool | None
+    budget: Budget | None
+    events: int = 1
+
+
+class Governor:
+    def __init__(
+        self, pool: Pool, *, random: Callable[[], float], now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._pool = pool
+        self._random = random
+        self._now = now
+        self._probing: set[str] = set()
+        self._troubled: set[str] = set()  # connections that have a row in circuits
+
+    async def admit(self, calls: Sequence[Call]) -> list[Defer | None]:
+        """For each: None, it may go and must be given to `ended`, then to `note`; or until when not. One transaction."""
+        if not calls:
+            return []
+        asked = {call.connection.id for call in calls}
+        try:
+            async with self._pool.acquire() as database, database.transaction():
+                circuits = await limits.circuits(database, sorted(asked))
+                verdicts = [self._through_circuit(call, circuits.get(call.connection.id)) for call in calls]
+                free = [n for n, verdict in enumerate(verdicts) if verdict is None]
+                scopes = {calls[n].scope: calls[n].connection.company_id for n in free}
+                balances = await limits.budgets(database, scopes) if scopes else {}
+                taken: dict[str, limits.Balance] = {}
+                for n in sorted(free, key=lambda n: not calls[n].urgent):
+                    verdicts[n] = self._out_of_budget(calls[n], balances, taken)
+                await limits.take(database, taken)
+        except BaseException:
+            for call in calls:
+                self._not_a_probe(call)
+            raise
+        self._troubled = (self._troubled - asked) | circuits.keys()
+        for call, verdict in zip(calls, verdicts, strict=True):
+            if verdict is not None:
+                self._not_a_probe(call)
+        return verdicts
+
+    def ended(self, call: Call) -> None:
+        """The call is over, whatever came of it."""
+        if call.probe:
+            self._probing.discard(call.connection.id)
+
+    async def note(self, database: Database, endings: Sequence[Ended]) -> set[str]:
+        """Writes what calls told of their vendors. returns the connections whose circuit is open now"""
+        now = self._now()
+        spent: dict[str, limits.Spent] = {}
+        for ending in endings:
+            call, budget = ending.call, ending.budget
+            of = spent.setdefault(call.scope, limits.Spent())
+            if budget is not None or ending.answered is None:
+                of.units += call.limit.cost
+            if budget is not None and (of.left is None or budget.remaining < of.left[0]):
+                of.left = budget.remaining, now + timedelta(seconds=budget.resets_in)
+        await limits.spent(database, spent)
+        heard = {e.call.connection.id for e in endings if e.answered}
+        failed: dict[str, tuple[str, int]] = {}
+        for ending in endings:
+            connection = ending.call.connection
+            if ending.answered is False and connection.id not in heard:
+                before = failed.get(connection.id, ("", 0))[1]
+                failed[connection.id] = connection.company_id, before + min(ending.events, MANY)
+        probes = sorted({e.call.connection.id for e in endings if e.call.probe})
+        opened = await limits.silent(database, failed, probes)
+        # Not forgotten here: this transaction may be rolled back, and is then tried again. The next `admit` sees the rows.
+        await limits.heard(database, sorted(heard & self._troubled))
+        self._troubled |= failed.keys()
+        return opened
+
+    def _not_a_probe(self, call: Call) -> None:
+        if call.probe:
+            self._probing.discard(call.connection.id)
+            call.probe = False
+
+    def _through_circuit(self, call: Call, circuit: limits.Circuit | None) -> Defer | None:
+        if circuit is None or circuit.failures < limits.OPENS:
+            return None
+        now, id_ = self._now(), call.connection.id
+        if circuit.retry_at > now:
+            pause = (circuit.retry_at - now) * (1 + SPREAD * self._random())
+            return Defer(now + pause, f"circuit open: {circuit.failures} calls in a row were not answered")
+        if id_ in self._probing:
+            # A probe of a silent vendor takes as long as a call may: who comes back sooner comes back for nothing.
+            pause = timedelta(seconds=limits.FIRST_PAUSE) * (1 + SPREAD * self._random())
+            return Defer(now + pause, "circuit open: waits for the probe")
+        self._probing.add(id_)
+        call.probe = True
+        return None
+
+    def _out_of_budget(
+        self, call: Call, balances: dict[str, limits.Balance], taken: dict[str, limits.Balance]
+    ) -> Defer | None:
+        limit = call.limit
+        known = balances.get(call.scope) or limits.Balance(limit.units, 0, self._now() + limit.per)
+        needed = limit.least if call.urgent else limit.reserve
+        if known.free < needed:
+            return Defer(known.resets_at, f"rate limit: {known.free:g} units left, {needed:g} needed")
+        balances[call.scope] = taken[call.scope] = replace(known, under_way=known.under_way + limit.cost)
+        return None
+
+
+def answered(outcome: Outcome | None) -> bool | None:
+    """What an outcome of a call says about the vendor's life."""
+    match outcome:
+        case Retry(fault=fault) | Park(fault=fault):
+            if fault in UNANSWERED:
+                return False
+            return True if fault in {Fault.REJECTED, Fault.RATE_LIMITED} else None
+        case Done():
+            return True
+        case _:
+            return None
+
+
+def uncounted(call: Call, outcome: Outcome, now: datetime, repeat: Repeat = Repeat.SAFE) -> Outcome:
+    """A probe that failed is no attempt; what waits for the circuit is told its time when it comes back.
+
+    repeat   of the command: one of which only a person can tell whether it was done is not done again for being a probe
+    """
+    match outcome:
+        case Park(fault=Fault.UNKNOWN) if repeat is Repeat.ASK:
+            return outcome
+        case Retry(fault=fault, message=message) | Park(fault=fault, message=message) if (
+            call.probe and fault in UNANSWERED
+        ):
+            return Defer(now + timedelta(seconds=limits.FIRST_PAUSE), f"circuit open, its probe failed: {message}")
+        case _:
+            return outcome

@@ -1,0 +1,192 @@
+"""What an inbound event carries on its way, and the rows that follow from its outcome. Pure; the stage is in inbound.py."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from adapters.port import Effects, Hint
+from store.inbound import ReservationRow
+from store.results import CoreEventRow
+from store.settle import DeadLetterRow, FinishRow
+from telemetry import metrics
+from telemetry.logs import about
+
+from . import results
+from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from store.directory import Known
+    from store.inbound import Applied, InboundRow
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One event on its way through the stage. known is None when its connection is gone."""
+
+    row: InboundRow
+    known: Known | None
+    vendor: str
+    started_at: datetime
+    outcome: Outcome | Hint | None = None
+    fetched: bool = False  # its state came from the vendor's API, not from the fact
+    unsure: bool = False  # the fact tells a state that is exactly as new as the stored one
+    said: dict[str, Any] | None = None  # by ourselves, where the fact is an echo of it
+
+
+def reservation_rows(work: Work) -> list[ReservationRow]:
+    if work.known is None:
+        return []
+    row, cipher = work.row, work.known.cipher
+    return [
+        ReservationRow(row.company_id, row.connection_id, row.id, cipher, sourced)
+        for sourced in effects_of(work).reservations
+    ]
+
+
+def effects_of(work: Work) -> Effects:
+    match work.outcome:
+        case Done(result=Effects() as effects) | Skip(effects=Effects() as effects):
+            return effects
+        case _:
+            return Effects()
+
+
+def final(
+    work: Work, applied: Mapping[tuple[UUID, str], Applied], nights: set[tuple[str, str]]
+) -> Done | Retry | Defer | Park | Skip:
+    """What was stored decides whether a Done really changed something."""
+    outcome = work.outcome
+    if outcome is None or isinstance(outcome, Hint):
+        raise AssertionError("an event reached settle without an outcome")
+    if isinstance(outcome, Done):
+        effects = effects_of(work)
+        row = work.row
+        touched = any((row.id, s.entity.external_id) in applied for s in effects.reservations) or any(
+            (row.connection_id, s.entity.external_room_type_id) in nights for s in effects.availability
+        )
+        if (effects.reservations or effects.availability) and not touched:
+            return Skip("stale: a newer or the same state is stored")
+    return outcome
+
+
+def finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
+    row, end = work.row, ending(outcome, now)
+    attempts = row.attempts + end.counted
+    return FinishRow(
+        id=row.id,
+        status=end.status.value,
+        attempts=attempts,
+        starts=0,
+        next_attempt_at=end.next_attempt_at,
+        # Put off: what it failed with before still tells that it has a dead letter to close.
+        error_class=end.fault if end.counted else row.error_class,
+        last_error=end.message,
+        error_code=end.code,
+        # A first attempt that went well is told by its row already; history is kept of everything else.
+        keep_attempt=end.counted == 1 and (attempts > 1 or isinstance(outcome, Retry | Park)),
+        outcome=end.word,
+        started_at=work.started_at,
+    )
+
+
+def results_of(work: Work, applied: Mapping[tuple[UUID, str], Applied]) -> list[CoreEventRow]:
+    row = work.row
+    found = []
+    for sourced in effects_of(work).reservations:
+        stored = applied.get((row.id, sourced.entity.external_id))
+        if stored is not None:
+            found.append(
+                results.reservation_upserted(
+                    sourced.entity,
+                    company_id=row.company_id,
+                    connection_id=row.connection_id,
+                    vendor=work.vendor,
+                    internal_id=stored.internal_id,
+                    guest_id=stored.guest_id,
+                    created=stored.created,
+                    cause_id=row.id,
+                    trace=row.trace,
+                )
+            )
+    return found
+
+
+def dead_letter(work: Work, outcome: Park) -> DeadLetterRow:
+    row = work.row
+    return DeadLetterRow(
+        event_id=row.id,
+        company_id=row.company_id,
+        connection_id=row.connection_id,
+        vendor=work.vendor,
+        queue=None,
+        operation=row.event_type,
+        entity_type=row.entity_type,
+        entity_external_id=row.entity_external_id,
+        entity_internal_id=None,
+        error_class=outcome.fault.value,
+        error_code=outcome.code,
+        error_message=outcome.message,
+        attempts=row.attempts + 1,
+        first_attempt_at=work.started_at,
+        owner=outcome.owner.value,
+    )
+
+
+def observe(works: Sequence[Work], finals: Sequence[Outcome], now: datetime) -> None:
+    told = []
+    counts: Counter[tuple[str, str]] = Counter()
+    latency = {vendor: metrics.EVENT_LATENCY.labels(vendor, "inbound") for vendor in {work.vendor for work in works}}
+    for work, outcome in zip(works, finals, strict=True):
+        word = type(outcome).__name__.lower()
+        counts[work.vendor, word] += 1
+        if isinstance(outcome, Done | Skip):
+            latency[work.vendor].observe((now - work.row.received_at).total_seconds())
+        elif isinstance(outcome, Retry | Park):
+            metrics.ATTEMPTS.labels(work.vendor, outcome.fault.value).inc()
+        told.append({**ids(work), "outcome": word, **_reason(outcome)})
+    for (vendor, word), count in counts.items():
+        metrics.EVENTS.labels(vendor, "inbound", word).inc(count)
+    # One line a batch: a line an event costs more than all the rest of the settling does in Python.
+    _log.info("settled", extra=about(count=len(told), events=told))
+
+
+def _reason(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Retry(fault=fault, message=message) | Park(fault=fault, message=message):
+            return {"fault": fault.value, "error": message}
+        case Skip(reason=reason):
+            return {"reason": reason}
+        case _:
+            return {}
+
+
+def ids(work: Work) -> dict[str, Any]:
+    row = work.row
+    return {
+        "event_id": str(row.id),
+        "company_id": row.company_id,
+        "connection_id": row.connection_id,
+        "vendor": work.vendor,
+        "type": row.event_type,
+        "trace": row.trace,
+    }
+
+
+def about_of(work: Work) -> dict[str, Any]:
+    return about(**ids(work))
+
+
+def own_writes_of(text: str | None) -> list[tuple[dict[str, Any], datetime]]:
+    found = orjson.loads(text) if text else []
+    return [(write["expected"], datetime.fromisoformat(write["written_at"])) for write in found]
