@@ -20,7 +20,7 @@ heading = @printf '\n== %s\n' '$(1)'
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' Makefile
 	@printf '\n  Words for the command go into ARGS: make test ARGS="-k outbox"\n'
 
 .PHONY: setup
@@ -78,13 +78,23 @@ bench-growth: $(READY) ## what an event costs with 10 thousand, 1 and 10 million
 	$(call heading,bench-growth)
 	@.venv/bin/python -m bench.growth $(ARGS)
 
+.PHONY: bench-backlog
+bench-backlog: $(READY) ## what the processes hold in memory while a million events wait, and while the broker is away
+	$(call heading,bench-backlog)
+	@.venv/bin/python -m bench.backlog $(ARGS)
+
+.PHONY: bench-isolation
+bench-isolation: $(READY) ## what nine parties feel of a dead vendor, and of a tenant with fifty times their load
+	$(call heading,bench-isolation)
+	@.venv/bin/python -m bench.isolation $(ARGS)
+
 .PHONY: faults
 faults: $(READY) ## kill processes at every step, cut servers, and look for what is lost or doubled
 	$(call heading,faults)
 	@.venv/bin/python -m tests.faults $(ARGS)
 
 .PHONY: converge
-converge: $(READY) ## play random schedules of changes, webhooks, commands and failures: all must end at one truth
+converge: $(READY) ## random schedules that must all end at one truth; with ARGS=--real on the real parts
 	$(call heading,converge)
 	@.venv/bin/python -m tests.convergence $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Vendors' JSON documents: reading them safely, and taking card and personal data out of them.
+"""Vendors' JSON documents: reading them safely, and taking card data out of them.
 
 Shared by the transport (answers) and by the vendors' webhook modules. Pure; the webhook side is on the hot path, hence
 the cheap tests on raw bytes that come before every walk through a document.
@@ -7,7 +7,7 @@ the cheap tests on raw bytes that come before every walk through a document.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -67,44 +67,6 @@ def without_card_data(document: Any) -> Any:
     return document
 
 
-class PersonalPaths:
-    """Splits documents along a manifest's `personal_paths`, at most one level below the top."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._whole: set[str] = set()
-        self._inner: dict[str, set[str]] = {}
-        for path in paths:
-            head, _, rest = path.partition(".")
-            if not rest:
-                self._whole.add(head)
-            elif "." in rest:
-                raise ValueError(f"{path}: deeper than this class splits")
-            else:
-                self._inner.setdefault(head, set()).add(rest)
-
-    def split(self, document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the document without its personal members, those of them that say something)"""
-        raw: dict[str, Any] = {}
-        private: dict[str, Any] = {}
-        for name, value in document.items():
-            if name in self._whole:
-                if value:
-                    private[name] = value
-                continue
-            inner = self._inner.get(name)
-            if inner is None or not isinstance(value, dict):
-                raw[name] = value
-                continue
-            rest, said = value.copy(), {}
-            for member in inner:
-                if gone := rest.pop(member, None):
-                    said[member] = gone
-            raw[name] = rest
-            if said:
-                private[name] = said
-        return raw, private
-
-
 def _surely_no_card_data(document: Any) -> bool:
     """True when every name in it is known to be harmless; False means: look closely."""
     pending = [document]
@@ -112,7 +74,8 @@ def _surely_no_card_data(document: Any) -> bool:
         if item.__class__ is dict:
             if "code" in item or not item.keys() <= _HARMLESS:
                 return False
-            pending += [value for value in item.values() if value.__class__ in _NESTING]
+            if not _NESTING.isdisjoint(map(type, item.values())):
+                pending += [value for value in item.values() if value.__class__ in _NESTING]
         elif item.__class__ is list:
             pending += item
     return True

@@ -7,6 +7,7 @@
     ├── Rejected             the vendor said no; a person or the core must act
     ├── Unsupported          this cannot be said to this vendor; raised before any request
     ├── Misconfigured        credentials or settings; stops this connection, not the fleet
+    │   ├── NoCredentials    … none are set: this connection only listens
     │   └── Unauthorized     … the access token was not accepted: renew it once, then Misconfigured
     ├── Unmapped             an id of ours has no counterpart at the vendor (or the reverse)
     └── Malformed            a vendor's document that cannot be what it claims: says which field
@@ -53,6 +54,10 @@ class Unsupported(AdapterError):  # noqa: N818
 
 class Misconfigured(AdapterError):  # noqa: N818
     fault = Fault.MISCONFIGURED
+
+
+class NoCredentials(Misconfigured):
+    """None are set: this connection only listens."""
 
 
 class Unauthorized(Misconfigured):

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -97,6 +98,16 @@ class Manifest:
     calls_at_once: int = 8  # to one connection, from one process
     commands_with_marker: frozenset[str] = frozenset()  # the vendor keeps our marker and gives it back
     pulls: frozenset[EntityType] = frozenset()  # what `Adapter.changes` lists; none: it is never asked
+
+    @property
+    def personal(self) -> tuple[tuple[str, ...], ...]:
+        """`personal_paths`, each as the names on its way."""
+        return _ways(self.personal_paths)
+
+
+@cache
+def _ways(paths: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(path.split(".")) for path in paths)
 
 
 # ------------------------------------------------------------------------------------------------ inbound

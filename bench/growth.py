@@ -150,7 +150,11 @@ async def settle_inbound(place: Place, spent: Spent) -> int:
         row, known = rows[fact.id], place.tenants.known(number)
         payload = join(orjson.loads(row.payload), known.cipher.open(row.sealed))
         sourced = past.state(row.id, row.entity_external_id, payload, known)
-        states.append(inbound.ReservationRow(row.company_id, row.connection_id, row.id, known.cipher, sourced))
+        states.append(
+            inbound.ReservationRow(
+                row.company_id, row.connection_id, row.id, known.cipher, sourced, row.payload, row.sealed
+            )
+        )
         told.append(
             reservation_upserted(
                 sourced.entity, company_id=row.company_id, connection_id=row.connection_id, vendor="beds24",

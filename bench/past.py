@@ -153,7 +153,7 @@ def _statements(count: int, tenants: Tenants, reservations: int) -> dict[str, st
         ":payload": _quoted(row.payload),
         ":sealed": f"(ARRAY[{sealed}])",  # by company: one cannot open another's
         ":result": _quoted(result.data),
-        ":raw": _quoted(orjson.dumps(sourced.raw).decode()),
+        ":raw": _quoted(row.payload),
         ":total": str(count),
         ":reservations": str(reservations),
         ":ends": str(int(datetime.now(UTC).timestamp())),

@@ -32,7 +32,7 @@ INSERT INTO int_reservations (id, company_id, connection_id, external_id, extern
     observed_at, source_event)
 SELECT past_id(r), past_company(r), past_connection(r), (10000000 + r)::text, '345754', '713992', md5('guest' || r)::uuid,
        'confirmed', '2027-05-01', '2027-05-06', 2, 1, 123450, 'EUR', 'booking', past_at(0),
-       replace(:raw, '10999999', (10000000 + r)::text)::jsonb, decode(repeat(md5(r::text), 20), 'hex'), past_at(0),
+       replace(:raw, '10999999', (10000000 + r)::text)::json, decode(repeat(md5(r::text), 20), 'hex'), past_at(0),
        past_at(0), past_id(r)
 FROM generate_series(0, :reservations - 1) r
 
@@ -66,8 +66,8 @@ SELECT id, company, CASE WHEN n % 20 <> 0 THEN connection END,
        CASE WHEN n % 20 > 0 THEN (10000000 + r)::text END, CASE WHEN n % 20 <= 1 THEN subject::text END,
        CASE WHEN n % 20 > 1 THEN connection || ':beds24-' || to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"-') || md5(n::text)
             ELSE id::text END,
-       CASE WHEN n % 20 > 1 THEN replace(:payload, '10999999', (10000000 + r)::text)::jsonb
-            ELSE jsonb_build_object('reservationId', subject, 'notes', repeat('A remark of the guest. ', 40)) END,
+       CASE WHEN n % 20 > 1 THEN replace(:payload, '10999999', (10000000 + r)::text)::json
+            ELSE json_build_object('reservationId', subject, 'notes', repeat('A remark of the guest. ', 40)) END,
        CASE WHEN n % 20 > 1 THEN decode(repeat(md5(n::text), 20), 'hex') END,
        CASE WHEN n % 1000 = 7 THEN 'failed' WHEN n % 1000 = 8 THEN 'abandoned' WHEN n % 20 = 9 THEN 'skipped' ELSE 'done' END,
        CASE WHEN n % 20 = 1 THEN 'reservation:' || subject || '@' || connection END,
@@ -125,7 +125,7 @@ FROM generate_series(1, :total, 20) n, LATERAL (SELECT n / 5 % :reservations AS 
 INSERT INTO channel_events (id, company_id, connection_id, property_id, direction, event_type, entity_type, entity_external_id,
     idempotency_key, payload, sealed, max_attempts, published_at, trace)
 SELECT id, company, connection, '345754', 'inbound', 'beds24.booking.modified', 'reservation', (10000000 + n)::text,
-       connection || ':beds24-' || n || '-' || md5(n::text), replace(:payload, '10999999', (10000000 + n)::text)::jsonb, :sealed[1 + r % 20], 3,
+       connection || ':beds24-' || n || '-' || md5(n::text), replace(:payload, '10999999', (10000000 + n)::text)::json, :sealed[1 + r % 20], 3,
        clock_timestamp(), trace
 FROM past
 RETURNING id, company_id, trace

@@ -93,10 +93,6 @@ class Webhooks:
         self._marks = Marks(pool, shares.mark)
         self._attempts = attempts
         self._now = now
-        self._personal = {
-            name: tuple(tuple(path.split(".")) for path in adapter.manifest.personal_paths)
-            for name, adapter in adapters.items()
-        }
         self._records: Gather[RequestRow, list[FactOutcome]] = Gather(
             self._record, flights=2, linger=LINGER, waiting=WAITING
         )
@@ -133,7 +129,8 @@ class Webhooks:
             _expect_json(request)
         webhook = WebhookRequest(
             request.method,
-            dict(request.headers),
+            # Of a name that comes twice the first value counts, as with the framework's own headers.
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])},
             {name.lower(): value for name, value in request.query_params.items()}
             if request.scope["query_string"]
             else {},
@@ -224,7 +221,8 @@ class Webhooks:
 
     def _fact(self, fact: Fact, known: Known, arrival: Arrival) -> FactRow:
         vendor = known.connection.vendor
-        return fact_row(fact, known, self._personal[vendor], trace=arrival.trace, max_attempts=self._attempts[vendor])
+        personal = self._adapters[vendor].manifest.personal
+        return fact_row(fact, known, personal, trace=arrival.trace, max_attempts=self._attempts[vendor])
 
     async def _submit(self, row: RequestRow) -> list[FactOutcome]:
         try:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 
 class _Whole:
@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: Starlette, host: str, port: int, *, grace: float = 10.0) -> AsyncIterator[int]:
+async def serving(app: ASGIApp, host: str, port: int, *, grace: float = 10.0) -> AsyncIterator[int]:
     """Serves until the block ends, then lets requests under way finish for `grace` seconds. yields the port
 
     raises  OSError when the port is taken

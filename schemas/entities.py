@@ -127,11 +127,10 @@ E = TypeVar("E", bound=Entity)
 class Sourced(Generic[E]):
     """An entity with what it was made from.
 
-    raw      the vendor's own document without personal and card data; unknown members included
-    private  the personal part of it, to be sealed
+    document  the vendor's own, unknown members included, card data left out; where it is stored its personal values are
+              sealed, by the paths that the manifest names
     """
 
     entity: E
     version: Version
-    raw: Mapping[str, Any]
-    private: Mapping[str, Any]
+    document: Mapping[str, Any]

@@ -1,7 +1,8 @@
 """Gathers concurrent calls of one kind into one batch: the largest lever on the database (docs/performance.md).
 
 What arrives while batches are under way is the next batch. With little to do a call goes out in the same turn of the loop, so
-that at low load gathering costs no time; only when batches are not small does the next one wait a moment for company.
+that at low load gathering costs no time; only when batches are not small does the next one wait for the end of the last, and
+a moment longer for company.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class GatherFull(Exception):  # noqa: N818 - a state, not a fault
 class Gather(Generic[T, R]):
     """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
 
-    flights  batches under way at once
-    linger   seconds that an item waits for company after a batch that was not small
+    flights  batches under way at once, while they are small
+    linger   seconds that items wait for company after the end of a batch that was not small; 0: they never wait
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Gather(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._items.append((item, future))
-        if len(self._tasks) < self._flights:
+        if self._has_room:
             self._schedule()
         return future
 
@@ -70,19 +71,27 @@ class Gather(Generic[T, R]):
                 self._start()
             await asyncio.wait(set(self._tasks))
 
+    @property
+    def _busy(self) -> bool:
+        return self._linger > 0 and self._last >= BUSY
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._tasks) < (1 if self._busy else self._flights)
+
     def _schedule(self) -> None:
         if self._scheduled:
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()
-        if self._linger and self._last >= BUSY and len(self._items) < self._most:
+        if self._busy and len(self._items) < self._most:
             loop.call_later(self._linger, self._start)
         else:
             loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._items and len(self._tasks) < self._flights:
+        while self._items and self._has_room:
             batch, self._items = self._items[: self._most], self._items[self._most :]
             self._last = len(batch)
             task = asyncio.create_task(self._run(batch))

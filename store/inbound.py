@@ -56,13 +56,16 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRow:
-    """A reservation to store for one connection."""
+    """A reservation to store for one connection; raw is the vendor's document as JSON text without personal data, sealed
+    holds that."""
 
     company_id: str
     connection_id: str
     event_id: UUID
     cipher: Cipher
     sourced: Sourced[Reservation]
+    raw: str
+    sealed: bytes | None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -134,12 +137,12 @@ async def upsert_reservations(
             newest[row.key] = row
     if not newest:
         return {}
-    columns = zip(*(_reservation_columns(row, new_id()) for row in newest.values()), strict=True)
+    given = [_reservation_row(row, new_id()) for row in newest.values()]
     return {
         (newest[r["connection_id"], r["external_id"]].event_id, r["external_id"]): Applied(
             r["internal_id"], r["guest_id"], r["created"]
         )
-        for r in await connection.fetch(_SQL["upsert_reservations"], *columns)
+        for r in await connection.fetch(_SQL["upsert_reservations"], given)
     }
 
 
@@ -165,14 +168,15 @@ async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) ->
     return {found["event_id"] for found in await connection.fetch(_SQL["same_moment"], *columns)}
 
 
-def _reservation_columns(row: ReservationRow, new_id: UUID) -> tuple[Any, ...]:
+def _reservation_row(row: ReservationRow, new_id: UUID) -> tuple[Any, ...]:
+    """Of the type reservation_row."""
     r, version, guest = row.sourced.entity, row.sourced.version, row.sourced.entity.guest
     known = guest is not None and guest.is_known()
     return (
         new_id, row.company_id, row.connection_id, r.external_id, r.external_property_id, r.external_room_type_id,
         r.external_unit_id, uuid.uuid5(_GUESTS, f"{row.connection_id}\n{r.external_id}") if known else None, r.status,
         r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference,
-        r.booked_at, r.cancelled_at, orjson.dumps(row.sourced.raw).decode(), row.cipher.seal(row.sourced.private),
+        r.booked_at, r.cancelled_at, row.raw, row.sealed,
         version.modified_at, version.observed_at, version.rank, row.event_id,
         row.cipher.seal(guest.model_dump(include=SEALED_GUEST, exclude_none=True)) if guest and known else None,
         guest.language if guest else None, guest.country if guest else None, _command(r.marker),
@@ -205,7 +209,7 @@ async def upsert_availability(
         *(
             (company, connection_id, s.entity.external_property_id, s.entity.external_room_type_id, s.entity.day,
              s.entity.available, s.entity.price, s.entity.currency, s.entity.min_stay, s.entity.closed,
-             orjson.dumps(s.raw).decode(), s.version.modified_at, s.version.observed_at, s.version.tie)
+             orjson.dumps(s.document).decode(), s.version.modified_at, s.version.observed_at, s.version.tie)
             for company, connection_id, s in newest.values()
         ),
         strict=True,
@@ -224,7 +228,7 @@ async def upsert_properties(
     columns = zip(
         *(
             (new_id(), company_id, connection_id, s.entity.external_id, s.entity.name, s.entity.currency,
-             s.entity.timezone, s.entity.country, s.entity.city, s.entity.address, orjson.dumps(s.raw).decode(),
+             s.entity.timezone, s.entity.country, s.entity.city, s.entity.address, orjson.dumps(s.document).decode(),
              s.version.modified_at, s.version.observed_at, s.version.tie)
             for s in found
         ),
@@ -244,7 +248,7 @@ async def upsert_room_types(
     columns = zip(
         *(
             (new_id(), company_id, connection_id, s.entity.external_id, s.entity.external_property_id, s.entity.name,
-             s.entity.quantity, s.entity.max_occupancy, orjson.dumps(s.raw).decode(), s.version.modified_at,
+             s.entity.quantity, s.entity.max_occupancy, orjson.dumps(s.document).decode(), s.version.modified_at,
              s.version.observed_at, s.version.tie)
             for s in found
         ),

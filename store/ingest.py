@@ -14,7 +14,7 @@ from .seal import split
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from schemas.vocabulary import EntityType
@@ -110,46 +110,44 @@ def fact_row(
 
 async def record(connection: Connection, requests: Sequence[RequestRow]) -> list[list[FactOutcome]]:
     """Durable when it returns (one statement, one commit); the outcomes of each request's facts, in order."""
-    request_columns = zip(
-        *(
-            (n, r.received_at, r.platform, r.connection_id, r.company_id, r.method, r.status, r.signature, r.error,
-             r.size, r.body)
-            for n, r in enumerate(requests)
-        ),
-        strict=True,
-    )  # fmt: skip
-    facts = [(n, fact) for n, request in enumerate(requests) for fact in request.facts]
-    outcomes: list[list[FactOutcome]] = [[] for _ in requests]
-    found = await _record(connection, request_columns, facts)
-    for (n, _), outcome in zip(facts, found, strict=True):
-        outcomes[n].append(outcome)
-    return outcomes
+    facts: list[FactRow] = []
+    spans: list[tuple[int, int]] = []  # of each request: its first fact, and the one after its last
+    for request in requests:
+        begin = len(facts)
+        facts += request.facts
+        spans.append((begin, len(facts)))
+    logged = [
+        (r.received_at, r.platform, r.connection_id, r.company_id, r.method, r.status, r.signature, r.error, r.size,
+         r.body, begin + 1, end)
+        for r, (begin, end) in zip(requests, spans, strict=True)
+    ]  # fmt: skip
+    outcomes = await _record(connection, logged, facts)
+    return [outcomes[begin:end] for begin, end in spans]
 
 
 async def record_facts(connection: Connection, facts: Sequence[FactRow]) -> list[FactOutcome]:
     """As `record`, for facts that no request brought: nothing is written to `webhook_log`."""
-    return await _record(connection, [()] * 11, [(0, fact) for fact in facts]) if facts else []
+    return await _record(connection, [], facts) if facts else []
 
 
 async def _record(
-    connection: Connection, request_columns: Iterable[Sequence[Any]], facts: Sequence[tuple[int, FactRow]]
+    connection: Connection, logged: Sequence[tuple[Any, ...]], facts: Sequence[FactRow]
 ) -> list[FactOutcome]:
-    """facts: each with the number of its request"""
-    fact_rows = [
-        (n, request, f.id, f.company_id, f.connection_id, f.property_id, f.event_type, f.entity_type,
-         f.entity_external_id, f.idempotency_key, f.payload, f.sealed, f.trace, f.max_attempts)
-        for n, (request, f) in enumerate(facts)
+    """logged: rows of the type webhook_row"""
+    rows = [
+        (f.id, f.company_id, f.connection_id, f.property_id, f.event_type, f.entity_type, f.entity_external_id,
+         f.idempotency_key, f.payload, f.sealed, f.trace, f.max_attempts)
+        for f in facts
     ]  # fmt: skip
-    fact_columns = zip(*fact_rows, strict=True) if fact_rows else [()] * 14
-    rows = await connection.fetch(_SQL["record"], *request_columns, *fact_columns)
-    found = {row["n"]: FactOutcome(row["id"], row["recorded"]) for row in rows}
+    (answer,) = await connection.fetch(_SQL["record"], logged, rows)
+    found = [FactOutcome(*outcome) for outcome in zip(answer["ids"] or (), answer["recorded"] or (), strict=True)]
     # What another call committed while ours waited for it is not in the view of our statement, but in that of the next.
-    late = [n for n, outcome in found.items() if outcome.id is None]
+    late = [n for n, outcome in enumerate(found) if outcome.id is None]
     if late:
-        keys = [[getattr(facts[n][1], name) for n in late] for name in ("company_id", "idempotency_key")]
+        keys = [[getattr(facts[n], name) for n in late] for name in ("company_id", "idempotency_key")]
         for n, row in zip(late, await connection.fetch(_SQL["standing"], *keys), strict=True):
             found[n] = FactOutcome(row["id"], recorded=False)
-    return [found[n] for n in sorted(found)]
+    return found
 
 
 async def mark_published(connection: Connection, ids: Sequence[UUID]) -> list[str]:

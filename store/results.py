@@ -45,11 +45,8 @@ async def keep(connection: Connection, rows: Sequence[CoreEventRow]) -> Batch | 
     if not rows:
         return None
     batch = Batch(uuid7(), rows)
-    columns = zip(
-        *((r.id, r.company_id, r.connection_id, r.event_type, r.subject, r.data, r.cause_id, r.trace) for r in rows),
-        strict=True,
-    )
-    await connection.execute(_SQL["keep"], batch.id, *columns)
+    given = [(r.id, r.company_id, r.connection_id, r.event_type, r.subject, r.data, r.cause_id, r.trace) for r in rows]
+    await connection.execute(_SQL["keep"], batch.id, given)
     return batch
 
 

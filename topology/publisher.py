@@ -17,7 +17,7 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.exceptions import PAMQPException
 
-from topology.burst import Confirm, Outgoing, send
+from topology.burst import Outgoing, Ticket, send
 from topology.declared import EVENTS
 from topology.link import Backoff, Link, LinkState, jittered_backoff
 
@@ -166,30 +166,28 @@ class Publisher:
                 return [PublishFault(FaultKind.NOT_CONNECTED)] * len(messages)
             sent_at = asyncio.get_running_loop().time()
             try:
-                confirms = await send(channel, self._exchange, messages)
+                burst = await send(channel, self._exchange, messages)
             except Exception as error:  # noqa: BLE001 - a channel that just closed raises what it likes; callers get values
                 return [self._fault(error, sent_at)] * len(messages)
-            waiting = [confirm for confirm in confirms if isinstance(confirm, asyncio.Future)]
-            if waiting:
-                await asyncio.wait(waiting, timeout=self._confirm_timeout)
-            return [self._outcome(confirm, sent_at) for confirm in confirms]
+            why_not = await burst.answered(self._confirm_timeout)
+            if any(isinstance(ticket, Ticket) and ticket.confirmed for ticket in burst.tickets):
+                self._confirmed_at = asyncio.get_running_loop().time()
+            return [self._outcome(ticket, why_not, sent_at) for ticket in burst.tickets]
         finally:
             for _ in range(taken):
                 self._slots.release()
 
-    def _outcome(self, confirm: Confirm, sent_at: float) -> PublishFault | None:
-        if isinstance(confirm, Exception):
-            return self._fault(confirm, sent_at)
-        if not confirm.done():
-            confirm.cancel()
-            return self._fault(TimeoutError(), sent_at)
-        if confirm.cancelled():
-            return PublishFault(FaultKind.LOST, "the connection was dropped")
-        error = confirm.exception()
-        if error is None:
-            self._confirmed_at = asyncio.get_running_loop().time()
+    def _outcome(
+        self, ticket: Ticket | Exception, why_not: BaseException | None, sent_at: float
+    ) -> PublishFault | None:
+        """why_not: what stands against those that the broker said nothing about"""
+        if isinstance(ticket, Exception):
+            return self._fault(ticket, sent_at)
+        if ticket.confirmed:
             return None
-        return self._fault(error, sent_at)
+        if ticket.error is None and isinstance(why_not, asyncio.CancelledError):
+            return PublishFault(FaultKind.LOST, "the connection was dropped")
+        return self._fault(ticket.error or why_not or TimeoutError(), sent_at)
 
     def _fault(self, error: BaseException, sent_at: float) -> PublishFault:
         match error:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import AdapterError, Transient
+from adapters.errors import AdapterError, NoCredentials, Transient
 from adapters.port import Effects, Hint, Recorded
 from schemas.event import SOURCE
 from schemas.ids import uuid7
@@ -49,7 +49,7 @@ from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from schemas.entities import Reservation, Sourced
@@ -87,6 +87,36 @@ class _SettledElsewhereError(Exception):
     """Another worker had some of these events too, and was quicker."""
 
 
+class _Turns:
+    """Who runs beside whom: batches beside one another, an event that may have killed a worker beside nothing. What kills a
+    worker takes along what runs in it, and counted beside it, an innocent one would soon seem to be a poison, too.
+    """
+
+    def __init__(self) -> None:
+        self._entrance = asyncio.Lock()
+        self._batches = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            self._batches += 1
+            self._empty.clear()
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            if not self._batches:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            await self._empty.wait()
+            yield
+
+
 class InboundStage:
     def __init__(
         self,
@@ -117,12 +147,18 @@ class InboundStage:
         self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCHES))  # by vendor
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self._turns = _Turns()  # of all queues that the process consumes
 
     async def process(self, events: Sequence[Event]) -> None:
         """Each is settled when this returns, or leased for as long as its vendor is asked."""
-        await self._process(events, starts=1)
+        async with self._turns.together():
+            await self._process(events, starts=1)
 
     async def process_alone(self, event: Event) -> None:
+        async with self._turns.alone():
+            await self._process_alone(event)
+
+    async def _process_alone(self, event: Event) -> None:
         async def start() -> int | None:
             async with self._pool.acquire() as connection:
                 return await store.start_alone(connection, event.row_id)
@@ -202,9 +238,15 @@ class InboundStage:
             return Park(Fault.MISCONFIGURED, f"connection: {row.connection_id} is gone", Owner.TENANT, "no_connection")
         try:
             adapter = self._sessions.adapter(known.connection.vendor)
-            payload = document(row.payload, row.sealed, row.overlay, known.cipher)
+            work.personal = adapter.manifest.personal
+            work.document = document(row.payload, row.sealed, row.overlay, known.cipher)
             fact = Recorded(
-                row.id, row.event_type, EntityType(row.entity_type), row.entity_external_id, payload, row.received_at
+                row.id,
+                row.event_type,
+                EntityType(row.entity_type),
+                row.entity_external_id,
+                work.document,
+                row.received_at,
             )
             found = adapter.interpret(fact, known.connection)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an outcome
@@ -376,7 +418,7 @@ class InboundStage:
             outcome = self._failed(work, error)
             life = answered(outcome)
             work.outcome = uncounted(call, outcome, self._now())
-            if work.unsure and isinstance(outcome, Park) and outcome.fault is Fault.MISCONFIGURED:
+            if work.unsure and isinstance(error, NoCredentials):
                 work.outcome = Skip("as new as the stored state, and no credentials to ask the vendor with")
         return life
 

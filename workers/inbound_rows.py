@@ -13,6 +13,7 @@ import orjson
 from adapters.port import Effects, Hint
 from store.inbound import ReservationRow
 from store.results import CoreEventRow
+from store.seal import split
 from store.settle import DeadLetterRow, FinishRow
 from telemetry import metrics
 from telemetry.logs import about
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from store.directory import Known
     from store.inbound import Applied, InboundRow
+    from store.seal import Cipher
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class Work:
     known: Known | None
     vendor: str
     started_at: datetime
+    personal: tuple[tuple[str, ...], ...] = ()  # paths in the vendor's documents
+    document: Mapping[str, Any] | None = None  # what the row says, personal values put back in
     outcome: Outcome | Hint | None = None
     fetched: bool = False  # its state came from the vendor's API, not from the fact
     unsure: bool = False  # the fact tells a state that is exactly as new as the stored one
@@ -49,9 +53,19 @@ def reservation_rows(work: Work) -> list[ReservationRow]:
         return []
     row, cipher = work.row, work.known.cipher
     return [
-        ReservationRow(row.company_id, row.connection_id, row.id, cipher, sourced)
+        ReservationRow(
+            row.company_id, row.connection_id, row.id, cipher, sourced, *_kept(work, sourced.document, cipher)
+        )
         for sourced in effects_of(work).reservations
     ]
+
+
+def _kept(work: Work, document: Mapping[str, Any], cipher: Cipher) -> tuple[str, bytes | None]:
+    """(JSON text without personal data, that sealed): the event's own row has both already, unless an edit was laid over it."""
+    if document is work.document and work.row.overlay is None:
+        return work.row.payload, work.row.sealed
+    readable, private = split(document, work.personal)
+    return orjson.dumps(readable).decode(), cipher.seal(private)
 
 
 def effects_of(work: Work) -> Effects:

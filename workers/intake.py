@@ -42,8 +42,8 @@ class Intake:
     """The handler of one consumer.
 
     most     events in a batch (a single message may bring more)
-    flights  batches performed at once
-    linger   seconds that messages wait for company after a batch that was not small
+    flights  batches performed at once, while they are small
+    linger   seconds that messages wait for company after the end of a batch that was not small; 0: they never wait
     """
 
     def __init__(self, stage: Stage, *, queue: str, most: int = 200, flights: int = 1, linger: float = 0.0) -> None:
@@ -96,18 +96,26 @@ class Intake:
             raise RuntimeError("a delivery before attach()")
         return self._consumer
 
+    @property
+    def _busy(self) -> bool:
+        return self._linger > 0 and self._last >= BUSY
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._tasks) < (1 if self._busy else self._flights)
+
     def _schedule(self) -> None:
-        if not self._scheduled and len(self._tasks) < self._flights and not self._stopping:
+        if not self._scheduled and self._has_room and not self._stopping:
             self._scheduled = True
             loop = asyncio.get_running_loop()
-            if self._linger and self._last >= BUSY:
+            if self._busy:
                 loop.call_later(self._linger, self._start)
             else:
                 loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._waiting and len(self._tasks) < self._flights and not self._stopping:
+        while self._waiting and self._has_room and not self._stopping:
             batch = self._next_batch()
             if batch:
                 task = asyncio.create_task(self._run(batch))

@@ -278,8 +278,9 @@ class Puller:
     def _rows(self, known: Known, facts: Sequence[Fact], trace: str) -> list[FactRow]:
         vendor = known.connection.vendor
         manifest = self._sessions.adapter(vendor).manifest
-        personal = tuple(tuple(path.split(".")) for path in manifest.personal_paths)
-        return [fact_row(fact, known, personal, trace=trace, max_attempts=self._attempts[vendor]) for fact in facts]
+        return [
+            fact_row(fact, known, manifest.personal, trace=trace, max_attempts=self._attempts[vendor]) for fact in facts
+        ]
 
     async def _record(self, known: Known, facts: Sequence[Fact], trace: str, refused: list[Exception]) -> int:
         """returns how many are new"""

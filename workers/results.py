@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from schemas.entities import Reservation
 from store.results import CoreEventRow
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from schemas.entities import Reservation
-
 RESERVATION_UPSERTED = "core.reservation.upserted"
 COMMAND_SUCCEEDED = "core.command.succeeded"
 COMMAND_FAILED = "core.command.failed"
 
-_PRIVATE = {"guest", "marker"}
+# Wire name by name: what others may know of a reservation.
+_SHOWN = {
+    name: field.alias or name for name, field in Reservation.model_fields.items() if name not in {"guest", "marker"}
+}
 
 
 def reservation_upserted(
@@ -32,18 +34,17 @@ def reservation_upserted(
     cause_id: UUID,
     trace: str | None,
 ) -> CoreEventRow:
-    document = reservation.model_dump(mode="json", by_alias=True, exclude=_PRIVATE, exclude_none=True)
+    said = reservation.__dict__
     data = {
         "reservationId": internal_id,
         "connectionId": connection_id,
         "vendor": vendor,
         "created": created,
         "guestId": str(guest_id) if guest_id else None,
-        "reservation": document,
+        "reservation": {shown: said[name] for name, shown in _SHOWN.items() if said[name] is not None},
     }
-    return CoreEventRow(
-        company_id, connection_id, RESERVATION_UPSERTED, internal_id, orjson.dumps(data).decode(), cause_id, trace
-    )
+    text = orjson.dumps(data, option=orjson.OPT_UTC_Z).decode()
+    return CoreEventRow(company_id, connection_id, RESERVATION_UPSERTED, internal_id, text, cause_id, trace)
 
 
 def command_ended(

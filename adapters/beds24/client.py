@@ -11,6 +11,7 @@ from adapters.errors import (
     AdapterError,
     Malformed,
     Misconfigured,
+    NoCredentials,
     RateLimited,
     Rejected,
     Transient,
@@ -169,7 +170,7 @@ class Beds24:
     async def grant(self, http: Http, connection: Connection, credentials: Mapping[str, str]) -> Grant:
         """The refresh token first; an invite code serves when there is none, or when it is refused."""
         refresh, invite = credentials.get("refresh_token"), credentials.get("invite_code")
-        refused = "beds24: neither refresh_token nor invite_code is set; create an invite code in Beds24"
+        refused = ""
         for operation, path, header, value in (
             ("authentication.token", "/authentication/token", "refreshToken", refresh),
             ("authentication.setup", "/authentication/setup", "code", invite),
@@ -184,6 +185,11 @@ class Beds24:
                 raise _failure(operation, response, safe=True)
             name = "refresh_token" if header == "refreshToken" else "invite_code"
             refused = f"beds24 {operation}: {name} was refused ({response.status}); create a new invite code in Beds24"
+        if not refused:
+            raise NoCredentials(
+                "beds24: neither refresh_token nor invite_code is set; create an invite code in Beds24",
+                code="credentials",
+            )
         raise Misconfigured(refused, code="credentials")
 
     async def check(self, session: Session) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from adapters.documents import PersonalPaths, without_card_data
+from adapters.documents import without_card_data
 from adapters.errors import Malformed, Misconfigured, Unmapped, Unsupported
 from adapters.port import MARKER, Command, Effects, Hint, Recorded
 from schemas.commands import AvailabilityUpdate, BookingCancel, BookingCreate, BookingUpdate, CommandData
@@ -38,7 +38,6 @@ STATUS_WORDS: Mapping[ReservationStatus, str] = {
 # Decides between two states of the same second: any fixed order does, if only a cancellation comes last.
 TIES: Mapping[str, int] = {"inquiry": 10, "request": 20, "new": 30, "black": 40, "confirmed": 50, "cancelled": 99}
 
-_PERSONAL = PersonalPaths(MANIFEST.personal_paths)
 _LANGUAGE = re.compile(r"[A-Za-z]{2}(?:[-_].*)?")
 _COUNTRY = re.compile(r"[A-Za-z]{2}")
 
@@ -73,7 +72,6 @@ def reservation(
     reference = booking.apiReference or None
     ours = reference is not None and reference.startswith(MARKER)
     status = booking.status or ""
-    raw, private = _PERSONAL.split(payload)
     return Sourced(
         entity=Reservation(
             external_id=booking.id,
@@ -95,8 +93,7 @@ def reservation(
             marker=reference if ours else None,
         ),
         version=Version(booking.modifiedTime, observed_at, TIES.get(status, 0), asked),
-        raw=raw,
-        private=private,
+        document=payload,
     )
 
 
@@ -134,7 +131,7 @@ def availability(
     nights = []
     for entry in room.calendar:
         days = read_days(entry)
-        raw = {"roomId": room.roomId, "propertyId": room.propertyId, **entry}
+        said = {"roomId": room.roomId, "propertyId": room.propertyId, **entry}
         price = None if currency is None or days.price1 is None else to_minor(days.price1, currency)
         night, end = max(days.first, first), min(days.last, last)
         while night <= end:
@@ -148,7 +145,7 @@ def availability(
                 min_stay=days.minStay,
                 closed=None if not days.override else days.override == "blackout",
             )
-            nights.append(Sourced(entity, Version(began, began), raw, {}))
+            nights.append(Sourced(entity, Version(began, began), said))
             night += timedelta(days=1)
     return room.roomId, nights
 

@@ -45,6 +45,9 @@ ALTER TABLE rate_budgets RENAME COLUMN scope TO connection_id;
 
 -- ---------------------------------------------------------------- hot path
 
+DROP TYPE webhook_row, fact_row, reservation_row, result_row;
+ALTER TABLE int_reservations ALTER COLUMN raw_data TYPE jsonb USING raw_data::jsonb;
+ALTER TABLE channel_events ALTER COLUMN payload TYPE jsonb USING payload::jsonb;
 ALTER TABLE core_events ALTER COLUMN data TYPE jsonb;
 ALTER TABLE core_events ADD COLUMN published_at timestamptz;
 UPDATE core_events SET published_at = clock_timestamp()

@@ -190,7 +190,7 @@ def _personal(row: Mapping[str, Any], connection: Connection | None) -> Paths:
 
     if connection is None:
         raise session.no_connection(row["connection_id"])
-    return tuple(tuple(path.split(".")) for path in adapter(connection.vendor).manifest.personal_paths)
+    return adapter(connection.vendor).manifest.personal
 
 
 # ------------------------------------------------------------------------------------------------ what becomes of it

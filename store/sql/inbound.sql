@@ -59,15 +59,7 @@ FOR UPDATE OF r
 -- tie of 100 and more (schemas.entities.Version).
 -- Known personal data is not overwritten by a state that brings none.
 WITH given AS (
-    SELECT * FROM unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
-        $10::date[], $11::date[], $12::int[], $13::int[], $14::bigint[], $15::text[], $16::text[], $17::text[],
-        $18::timestamptz[], $19::timestamptz[], $20::text[], $21::bytea[], $22::timestamptz[], $23::timestamptz[],
-        $24::smallint[], $25::uuid[], $26::bytea[], $27::text[], $28::text[], $29::uuid[])
-        AS g (id, company_id, connection_id, external_id, external_property_id, external_room_type_id,
-              external_unit_id, guest_id, status, check_in, check_out, adults, children, total_price, currency, source,
-              source_reference, booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie,
-              source_event, guest_sealed, guest_language, guest_country, command)
+    SELECT * FROM unnest($1::reservation_row[])
 ), guest AS (
     INSERT INTO int_guests AS stored (id, company_id, connection_id, external_id, language, country, sealed,
                                       source_version, observed_at, tie)
@@ -89,7 +81,7 @@ WITH given AS (
         booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie, source_event)
     SELECT id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
            guest_id, status, check_in, check_out, adults, children, total_price, currency, source, source_reference,
-           booked_at, cancelled_at, raw_data::jsonb, sealed, source_version, observed_at, tie, source_event
+           booked_at, cancelled_at, raw_data::json, sealed, source_version, observed_at, tie, source_event
     FROM given
     ORDER BY connection_id, external_id
     ON CONFLICT (connection_id, external_id) DO UPDATE
@@ -105,9 +97,10 @@ WITH given AS (
     WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)
         < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)
     RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, xmax = 0 AS created
-), ours AS (
+), ours AS MATERIALIZED (
     -- What the core created itself has the core's name from the first moment on, though the answer may still be on its way.
     -- A copy of its booking, our mark in it too, is another one and gets a name of its own.
+    -- Looked for once: seldom is there any, and row by row the batch would be read as often as it has rows.
     SELECT DISTINCT ON (g.connection_id, d.entity_internal_id) g.connection_id, g.external_id, d.entity_internal_id AS name
     FROM given g JOIN channel_events d ON d.id = g.command AND d.connection_id = g.connection_id
         AND d.entity_type = 'reservation'

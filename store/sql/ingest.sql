@@ -1,46 +1,41 @@
 -- name: record
 -- Writes the facts of many webhook requests and the log of the requests themselves, in one statement and one commit.
 -- Rows go in in the order of their key, so that two batches with the same keys wait for each other and cannot deadlock.
--- Answers a row for each fact: its number, the id under which it stands, and whether this call recorded it.
-WITH request AS (
-    SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::int[],
-                         $8::text[], $9::text[], $10::int[], $11::bytea[])
-        AS r (n, received_at, platform, connection_id, company_id, method, status, signature, error, bytes, body)
-), fact AS (
-    SELECT * FROM unnest($12::int[], $13::int[], $14::uuid[], $15::text[], $16::text[], $17::text[], $18::text[],
-                         $19::text[], $20::text[], $21::text[], $22::text[], $23::bytea[], $24::text[], $25::int[])
-        AS f (n, request, id, company_id, connection_id, property_id, event_type, entity_type, entity_external_id,
-              idempotency_key, payload, sealed, trace, max_attempts)
+-- Answers, in arrays in the order of the facts, the id under which each stands and whether this call recorded it. Nothing here
+-- is joined: without statistics a batch would be compared with itself row by row.
+WITH fact AS (
+    SELECT * FROM unnest($2::fact_row[]) WITH ORDINALITY
+        AS f (id, company_id, connection_id, property_id, event_type, entity_type, entity_external_id,
+              idempotency_key, payload, sealed, trace, max_attempts, n)
 ), fresh AS (
     INSERT INTO channel_events (id, company_id, connection_id, property_id, direction, event_type, entity_type,
                                 entity_external_id, idempotency_key, payload, sealed, trace, max_attempts)
     SELECT id, company_id, connection_id, property_id, 'inbound', event_type, entity_type, entity_external_id,
-           idempotency_key, payload::jsonb, sealed, trace, max_attempts
+           idempotency_key, payload::json, sealed, trace, max_attempts
     FROM fact
     ORDER BY company_id, idempotency_key
     ON CONFLICT (company_id, direction, idempotency_key) DO NOTHING
     RETURNING id
 ), outcome AS (
-    -- The look-up of the earlier row is a scalar subquery on purpose: run for duplicates only, by the unique key. As a join
-    -- it was planned, while the table was empty, as one scan of the whole table.
-    SELECT fact.n, fact.request, fresh.id IS NOT NULL AS recorded,
-           COALESCE(fresh.id, (SELECT e.id FROM channel_events e
-                               WHERE e.company_id = fact.company_id AND e.direction = 'inbound'
-                                 AND e.idempotency_key = fact.idempotency_key)) AS id
-    FROM fact LEFT JOIN fresh USING (id)
+    SELECT n, id, company_id, idempotency_key, id IN (SELECT id FROM fresh) AS recorded FROM fact
+), answer AS (
+    -- The look-up of the earlier row is a scalar subquery on purpose: run for duplicates only, by the unique key.
+    SELECT array_agg(CASE WHEN recorded THEN id ELSE
+                         (SELECT e.id FROM channel_events e
+                          WHERE e.company_id = outcome.company_id AND e.direction = 'inbound'
+                            AND e.idempotency_key = outcome.idempotency_key) END ORDER BY n) AS ids,
+           array_agg(recorded ORDER BY n) AS recorded
+    FROM outcome
 ), logged AS (
     INSERT INTO webhook_log (received_at, platform, connection_id, company_id, method, status, signature, error, bytes,
                              body, event_ids)
-    SELECT request.received_at, platform, connection_id, company_id, method,
-           CASE WHEN request.status < 400 AND NOT bool_or(COALESCE(outcome.recorded, true)) THEN 200
-                ELSE request.status END,
-           signature, error, bytes, body,
-           COALESCE(array_agg(outcome.id) FILTER (WHERE outcome.id IS NOT NULL), '{}')
-    FROM request LEFT JOIN outcome ON outcome.request = request.n
-    GROUP BY request.n, request.received_at, platform, connection_id, company_id, method, request.status, signature,
-             error, bytes, body
+    SELECT received_at, platform, connection_id, company_id, method,
+           CASE WHEN status < 400 AND first_fact <= last_fact AND NOT true = ANY (a.recorded[first_fact:last_fact])
+                THEN 200 ELSE status END,
+           signature, error, bytes, body, COALESCE(array_remove(a.ids[first_fact:last_fact], NULL), '{}')
+    FROM unnest($1::webhook_row[]) r, answer a
 )
-SELECT n, id, recorded FROM outcome
+SELECT ids, recorded FROM answer
 
 -- name: standing
 -- Under which id each of these facts stands.

@@ -3,7 +3,7 @@
 INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,
     entity_internal_id, idempotency_key, payload, sealed, lane, lane_policy, max_attempts, trace)
 SELECT id, company_id, connection_id, parent_id, 'outbound', event_type, entity_type, entity_internal_id,
-       idempotency_key, payload::jsonb, sealed, lane, lane_policy, max_attempts, trace
+       idempotency_key, payload::json, sealed, lane, lane_policy, max_attempts, trace
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
             $10::bytea[], $11::text[], $12::text[], $13::int[], $14::text[])
     WITH ORDINALITY AS g (id, company_id, connection_id, parent_id, event_type, entity_type, entity_internal_id,

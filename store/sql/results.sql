@@ -1,12 +1,14 @@
 -- name: keep
 -- Results of one transaction, and the batch that says that nobody was told them yet.
-WITH batch AS (
-    INSERT INTO core_batches (id, event_ids) VALUES ($1, $2)
+WITH given AS (
+    SELECT * FROM unnest($2::result_row[]) WITH ORDINALITY
+        AS g (id, company_id, connection_id, event_type, subject, data, cause_id, trace, n)
+), batch AS (
+    INSERT INTO core_batches (id, event_ids) SELECT $1, array_agg(id ORDER BY n) FROM given
 )
 INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
 SELECT id, company_id, connection_id, event_type, subject, data::json, cause_id, trace
-FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[])
-    AS c (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+FROM given
 
 -- name: told
 DELETE FROM core_batches WHERE id = ANY ($1::uuid[])

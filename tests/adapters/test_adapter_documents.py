@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from adapters.documents import PersonalPaths, card_member, without_card_data
+from adapters.documents import card_member, without_card_data
 
 CARD_NAMES = ["cvc", "CVV2", "csc", "pan", "cardNumber", "card_number", "creditCardNumber", "ccNumber", "ccExpiryDate"]
 CARD_NAMES += ["cardholderName", "card-holder", "vccNumber", "Card", "cardSecurityCode", "expCardNumber"[3:]]
@@ -48,21 +46,3 @@ def test_strangers_cannot_fill_the_memory_with_names() -> None:
         assert card_member({f"stranger{number}": 1}) is None
     assert len(documents._HARMLESS) <= 4096
     assert card_member({"cvc": 1}) == "cvc"
-
-
-@pytest.mark.parametrize(
-    ("document", "raw", "private"),
-    [
-        ({"a": {"name": "x", "n": 1}}, {"a": {"n": 1}}, {"a": {"name": "x"}}),
-        ({"a": {"name": "", "n": 1}}, {"a": {"n": 1}}, {}),
-        ({"a": None, "list": [1]}, {"a": None}, {"list": [1]}),
-        ({"a": "text", "b": {"name": "kept"}}, {"a": "text", "b": {"name": "kept"}}, {}),
-    ],
-)
-def test_personal_members_are_split_off(document: dict[str, Any], raw: Any, private: Any) -> None:
-    assert PersonalPaths(["a.name", "list"]).split(document) == (raw, private)
-
-
-def test_paths_deeper_than_it_can_split_are_refused() -> None:
-    with pytest.raises(ValueError, match="deeper"):
-        PersonalPaths(["a.b.c"])

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.documents import PersonalPaths
 from adapters.errors import (
     AdapterError,
     CardDataRefused,
@@ -39,6 +38,7 @@ from adapters.transport import HttpTransport
 from schemas.commands import COMMANDS
 from schemas.event import TYPE_PATTERN
 from schemas.ids import uuid7
+from store.seal import split
 from tests.contract.evidence import RESETS_IN, Break, Evidence, TestSession, World, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,14 +241,15 @@ def test_every_sample_is_interpreted_and_sealed(vendor: str, evidence: Evidence)
     told = False
     for sample in evidence.samples:
         for fact in _facts(vendor, evidence, sample.request):
-            readable, sealed = PersonalPaths(adapter.manifest.personal_paths).split(fact.payload)
+            readable, sealed = split(fact.payload, adapter.manifest.personal)
             _tells_nothing(_text(readable), evidence.guest_values)
             told |= any(value in _text(sealed) for value in evidence.guest_values)
             effects = adapter.interpret(_recorded(fact, evidence), evidence.connection)
             assert isinstance(effects, Hint | Effects)
             if isinstance(effects, Effects):
                 for row in _rows(effects):
-                    _tells_nothing(_text(row.raw), evidence.guest_values)
+                    readable, _ = split(row.document, adapter.manifest.personal)
+                    _tells_nothing(_text(readable), evidence.guest_values)
     assert told or not adapter.manifest.inbound, "no sample holds a guest's data, so nothing was proved"
 
 
@@ -326,7 +327,7 @@ def _parse_and_interpret(vendor: str, evidence: Evidence, request: WebhookReques
             continue
         if isinstance(effects, Effects):
             for row in _rows(effects):
-                orjson.dumps(row.raw)
+                orjson.dumps(row.document)
                 row.entity.model_dump_json()
 
 
@@ -468,7 +469,8 @@ async def test_fetch_brings_what_exists_and_leaves_out_what_is_gone(
     rows = [row for effects in found.values() for row in _rows(effects)]
     assert len(rows) >= len(world.hints)
     for row in rows:
-        _tells_nothing(_text(row.raw), evidence.guest_values)
+        readable, _ = split(row.document, adapters()[vendor].manifest.personal)
+        _tells_nothing(_text(readable), evidence.guest_values)
         row.entity.model_dump_json()
 
 
@@ -522,7 +524,7 @@ async def test_what_a_pull_lists_are_the_facts_of_the_webhooks(
         assert isinstance(pulled_state, Effects)
         assert isinstance(sent_state, Effects)
         assert [row.entity for row in _rows(pulled_state)] == [row.entity for row in _rows(sent_state)]
-        readable, _ = PersonalPaths(adapter.manifest.personal_paths).split(pulled.payload)
+        readable, _ = split(pulled.payload, adapter.manifest.personal)
         _tells_nothing(_text(readable), evidence.guest_values)
     assert session.budgets, "the vendor's rate headers were not read"
 

@@ -1,4 +1,4 @@
-"""Plays one schedule: the vendor's users, the core, lost and doubled messages, workers that overlap and die.
+"""Plays one schedule without broker and database: what happens outside, and workers that overlap and die.
 
 Each step of a worker ends where the real one commits, calls or answers, so that any other step can come between. What a step
 does is the real code wherever that is pure; what it reads and writes is `model.py`.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
-from enum import IntEnum
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -23,6 +22,7 @@ from schemas.connection import Connection
 from schemas.vocabulary import EntityType, EventStatus, LanePolicy
 from store.directory import Known
 from store.outbound import lane_prefix
+from store.seal import Cipher
 from topology.retry import POLICIES
 from workers import delivery_rows, inbound_rows
 from workers.decide import MAX_STARTS, decide, poison
@@ -33,7 +33,8 @@ from workers.outcome import Done, Outcome, Skip
 from workers.pull import is_astray
 
 from .model import COMPANY, CONNECTION, OPEN, Event, OwnWrite, Tables
-from .vendor import BASE, Clock, Fate, Form, Vendor
+from .outside import CREATE, PROPERTY, ROOMS, Op, Outside, Told
+from .vendor import BASE, Clock, Fate, Vendor
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -43,95 +44,12 @@ if TYPE_CHECKING:
     from adapters.port import Budget, Fact, Page
     from store.results import CoreEventRow
 
+    from .outside import Said, Traits
+
 T = TypeVar("T")
 
 POLICY = POLICIES["channel_event"]
 OVERLAP = timedelta(minutes=10)
-PROPERTY, ROOMS = "345754", ("713992", "713993")
-FIRST_NIGHT = date(2027, 3, 1)
-BOOKINGS, COMMANDS = 3, 7  # at most, so that the steps of a schedule meet each other
-
-CREATE, UPDATE, CANCEL, AVAILABILITY = (
-    "pms.booking.create",
-    "pms.booking.update",
-    "pms.booking.cancel",
-    "pms.availability.update",
-)
-
-
-class Op(IntEnum):
-    """What may happen next; a schedule is a list of these with two numbers each, which choose among what there is."""
-
-    BOOK = 0
-    CHANGE = 1
-    TOGGLE = 2  # cancelled, or not cancelled after all
-    MESSAGE = 3
-    MOMENT = 4
-    SECONDS = 5
-    MINUTES = 6
-    DELIVER = 7
-    DOUBLE = 8
-    LOSE = 9
-    CREATE = 10
-    UPDATE = 11
-    CANCEL = 12
-    AVAILABILITY = 13
-    REPEAT = 14
-    TAKE_IN = 15  # a worker takes an inbound event
-    GO_ON_IN = 16
-    SETTLE_IN = 17  # all that are ready, in one transaction
-    DIE_IN = 18
-    TAKE_OUT = 19
-    GO_ON_OUT = 20
-    DIE_OUT = 21
-    DUE = 22
-    REQUEUE = 23
-    PULL = 24
-    GO_ON_PULL = 25
-    DIE_PULL = 26
-    FATE = 27
-    SLEEP_IN = 28  # a worker misses the end of its lease, and goes on
-    SLEEP_OUT = 29  # … after its call
-    QUICK = 30  # a change whose webhook is there, and settled, at once
-    FLIP = 31  # there and back
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What is the same all through a schedule. skew: of our clock, in seconds.
-
-    webhooks_alone  none is lost, no booking returns to what it was before, and nothing is pulled: that must do, too
-    """
-
-    skew: float = 0.0
-    echoes: bool = False
-    restamps: bool = False
-    always_fetch: bool = False
-    lose_the_rest: bool = False  # the webhooks that are still under way in the end
-    late: bool = False  # … come, but after the last pull
-    webhooks_alone: bool = False
-    workers_die: bool = False  # in the end, with what they have in hand
-    batches: bool = False  # in the end, as many as there are in one transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A command as the core gave it. number: its place in the core's order."""
-
-    number: int
-    key: str
-    event_type: str
-    data: dict[str, Any]
-    delivery: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A result, and how many writes the vendor had taken by then."""
-
-    row: CoreEventRow
-    external_id: str
-    writes: int
 
 
 @dataclass(slots=True)
@@ -186,20 +104,19 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the model's I/O never waits")
 
 
-class Machine:
+class Machine(Outside):
     def __init__(self, traits: Traits) -> None:
-        self.traits = traits
-        self.clock = Clock(timedelta(seconds=traits.skew))
-        self.vendor = Vendor(self.clock, echoes=traits.echoes, restamps=traits.restamps, distinct=traits.webhooks_alone)
+        clock = Clock(timedelta(seconds=traits.skew))
+        config = {"base_url": BASE, "currency": "EUR", "fetch": "always" if traits.always_fetch else "hint"}
+        super().__init__(
+            traits,
+            Connection(CONNECTION, COMPANY, "beds24", "Harbour Lofts", config=config),
+            Vendor(clock, echoes=traits.echoes, restamps=traits.restamps, distinct=traits.webhooks_alone),
+        )
         self.tables = Tables()
         self.adapter = Beds24(self.clock.ours)
-        config = {"base_url": BASE, "currency": "EUR", "fetch": "always" if traits.always_fetch else "hint"}
-        self.connection = Connection(CONNECTION, COMPANY, "beds24", "Harbour Lofts", config=config)
-        self.known = Known(self.connection, None, ())  # type: ignore[arg-type]  # nothing is sealed here
+        self.known = Known(self.connection, Cipher(bytes(32), COMPANY), ())
         self.covered_until = self.clock.ours()
-        self.said: list[Said] = []
-        self.told: list[Told] = []
-        self.known_to_core: list[str] = []  # internal ids of reservations
         self.readings: list[Reading] = []
         self.sendings: list[Sending] = []
         self.pulling: Pulling | None = None
@@ -214,35 +131,7 @@ class Machine:
         for op, a, b in schedule:
             self.steps[op](a, b)  # type: ignore[index]
 
-    # ------------------------------------------------------------------ the vendor's users, time, the network
-
-    def _book(self, a: int, b: int) -> None:
-        if len(self.vendor.account.bookings) < BOOKINGS:
-            nights = {"arrival": _night(a % 20), "departure": _night(a % 20 + 1 + b % 4)}
-            guest = {"firstName": "Ada", "lastName": f"Long{a % 7}", "email": f"a{b % 7}@example.invalid"}
-            item = {"roomId": int(ROOMS[b % 2]), "status": ("confirmed", "request")[a % 2], "numAdult": 1 + b % 3}
-            self.vendor.book({**item, **nights, **(guest if a % 3 else {}), "price": 100 + b % 50}, _form(a))
-
-    def _change(self, a: int, b: int) -> None:
-        booking = self._booking(a)
-        if booking is not None:
-            stay = {"departure": _after(booking["arrival"], 1 + b % 5)}
-            changes = (
-                {"numAdult": 1 + b % 4}, stay, {"lastName": f"Other{b % 5}"}, {"price": 100 + b % 50},
-                {"notes": f"note {b % 5}"}, {"status": ("confirmed", "request", "new", "inquiry")[b % 4]},
-                {"numAdult": 1 + b % 4, **stay}, {"roomId": int(ROOMS[b % 2])},
-            )  # fmt: skip
-            self.vendor.change(booking["id"], changes[(a // 8) % len(changes)], _form(b))
-
-    def _toggle(self, a: int, b: int) -> None:
-        booking = self._booking(a)
-        if booking is not None:
-            status = "confirmed" if booking["status"] == "cancelled" else "cancelled"
-            self.vendor.change(booking["id"], {"status": status}, _form(b))
-
-    def _flip(self, a: int, b: int) -> None:
-        self._toggle(a, b)
-        self._toggle(a, b)
+    # ------------------------------------------------------------------ time, the network
 
     def _quick(self, a: int, b: int) -> None:
         before = len(self.vendor.letters)
@@ -255,11 +144,6 @@ class Machine:
                 while reading in self.readings:
                     self.go_on_reading(reading)
 
-    def _message(self, a: int, b: int) -> None:
-        booking = self._booking(a)
-        if booking is not None:
-            self.vendor.message(booking["id"], f"text {b % 9}", _form(b))
-
     def _moment(self, a: int, _b: int) -> None:
         self.clock.pass_by(0.05 + (a % 8) / 20)
 
@@ -269,25 +153,9 @@ class Machine:
     def _minutes(self, a: int, _b: int) -> None:
         self.clock.pass_by(60 + 60 * (a % 25))
 
-    def _deliver(self, a: int, _b: int) -> None:
-        if self.vendor.letters:
-            self._receive(self.vendor.letters.pop(a % len(self.vendor.letters)))
-
-    def _double(self, a: int, _b: int) -> None:
-        if self.vendor.letters:
-            self._receive(self.vendor.letters[a % len(self.vendor.letters)])
-
-    def _lose(self, a: int, _b: int) -> None:
-        if self.vendor.letters and not self.traits.webhooks_alone:
-            del self.vendor.letters[a % len(self.vendor.letters)]
-
     def _fate(self, a: int, b: int) -> None:
         """Of the next call; sometimes of all that an attempt has, and of the attempts after it."""
         self.vendor.fates.extend([list(Fate)[a % len(Fate)]] * (1 if b % 4 else 5))
-
-    def _booking(self, a: int) -> Any:
-        bookings = list(self.vendor.account.bookings.values())
-        return bookings[a % len(bookings)] if bookings else None
 
     # ------------------------------------------------------------------ ingress
 
@@ -296,62 +164,22 @@ class Machine:
             _, new = self.tables.record(fact, self.clock.ours(), POLICY.attempts)
             self.reached["webhook" if new else "webhook that is known"] += 1
 
-    # ------------------------------------------------------------------ the core, and the router
+    # ------------------------------------------------------------------ the router
 
-    def _create(self, a: int, b: int) -> None:
-        number = len(self.said)
-        data = {
-            "reservationId": f"B{number}", "propertyId": "P1", "roomTypeId": ("RT1", "RT2")[a % 2],
-            "checkIn": _night(a % 20), "checkOut": _night(a % 20 + 1 + b % 4), "adults": 1 + b % 3,
-            "totalPrice": 10_000 + b, **({"guest": {"lastName": f"Ours{b % 5}"}} if a % 3 else {}),
-        }  # fmt: skip
-        if self._say(CREATE, data):
-            self.known_to_core.append(f"B{number}")
+    def _repeat(self, a: int, b: int) -> None:
+        known = len(self.tables.events)
+        super()._repeat(a, b)
+        assert len(self.tables.events) == known, "a command that is known has a row once more"
 
-    def _update(self, a: int, b: int) -> None:
-        if self.known_to_core:
-            changes = ({"adults": 1 + b % 4}, {"totalPrice": 20_000 + b}, {"status": ("confirmed", "pending")[b % 2]},
-                       {"guest": {"lastName": f"Renamed{b % 5}"}}, {"notes": f"core note {b % 5}"},
-                       {"adults": 1 + b % 4, "children": b % 3}, {"roomTypeId": ("RT1", "RT2")[b % 2]})  # fmt: skip
-            self._say(UPDATE, {"reservationId": self._id(a), **changes[(a // 4) % len(changes)]})
-
-    def _cancel(self, a: int, _b: int) -> None:
-        if self.known_to_core:
-            self._say(CANCEL, {"reservationId": self._id(a)})
-
-    def _availability(self, a: int, b: int) -> None:
-        first = 100 + a % 5
-        said = ({"available": b % 4}, {"price": 9_000 + b}, {"minStay": 1 + b % 4}, {"available": b % 3, "minStay": 2})
-        period = {"first": _night(first), "last": _night(first + b % 4), **said[(a // 5) % len(said)]}
-        self._say(AVAILABILITY, {"propertyId": "P1", "roomTypeId": "RT1", "periods": [period]})
-
-    def _repeat(self, a: int, _b: int) -> None:
-        """A service sends a command again."""
-        if self.said:
-            said = self.said[a % len(self.said)]
-            assert self._route(said.key, said.event_type, said.data) is None
-
-    def _id(self, a: int) -> str:
-        return self.known_to_core[a % len(self.known_to_core)]
-
-    def _say(self, event_type: str, data: dict[str, Any]) -> bool:
-        number = len(self.said)
-        if number >= COMMANDS:
-            return False
-        delivery = self._route(f"c{number}", event_type, data)
-        if delivery is not None:
-            self.said.append(Said(number, f"c{number}", event_type, data, delivery))
-        return delivery is not None
-
-    def _route(self, key: str, event_type: str, data: dict[str, Any]) -> UUID | None:
+    def _publish(self, said: Said) -> None:
         """As workers.router: one delivery for the one connection, in the order of recording."""
-        command = parse_command(event_type, data)
+        command = parse_command(said.event_type, said.data)
         kind, internal = command.lane_entity()
-        policy = self.adapter.manifest.commands[event_type].lane
+        policy = self.adapter.manifest.commands[said.event_type].lane
         lane = f"{lane_prefix(kind, internal)}{CONNECTION}{command.lane_variant()}"
-        return self.tables.insert_delivery(
-            event_type, (kind.value, internal), f"{key}@{CONNECTION}", data, (lane, policy), self.clock.ours(),
-            POLICY.attempts,
+        self.tables.insert_delivery(
+            said.event_type, (kind.value, internal), f"{said.key}@{CONNECTION}", said.data, (lane, policy),
+            self.clock.ours(), POLICY.attempts,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ inbound, as workers/inbound.py
@@ -479,8 +307,7 @@ class Machine:
     def _tell(self, rows: Sequence[CoreEventRow], external_id: str) -> None:
         for row in rows:
             self.told.append(Told(row, external_id, len(self.vendor.log)))
-            if row.subject not in self.known_to_core:
-                self.known_to_core.append(row.subject)
+            self._hear(row.subject)
 
     def _die_in(self, a: int, _b: int) -> None:
         if self.readings:
@@ -570,7 +397,7 @@ class Machine:
             self.reached["effect found"] += reply.found
             if reply.found and row.event_type != CREATE:
                 (body,) = body_of(command, self.connection)
-                self.vendor.log_found(row.idempotency_key, body)
+                self.vendor.note(row.idempotency_key, body.get("id"), body)
 
     def _not_sent(self, work: delivery_rows.Work, error: AdapterError, repeat: Repeat) -> Outcome:
         row = work.row
@@ -690,16 +517,3 @@ async def _next(pages: Any) -> Page | None:
 
 def _half() -> float:
     return 0.5
-
-
-def _night(offset: int) -> str:
-    return (FIRST_NIGHT + timedelta(days=offset)).isoformat()
-
-
-def _after(night: str, days: int) -> str:
-    return (date.fromisoformat(night) + timedelta(days=days)).isoformat()
-
-
-def _form(number: int) -> Form:
-    """Mostly the whole booking."""
-    return (Form.FULL, Form.FULL, Form.FULL, Form.FULL, *Form)[(number // 2) % 9]

@@ -20,8 +20,7 @@ from adapters.beds24.mapping import as_webhook, reservation
 from schemas.commands import parse_command
 from schemas.vocabulary import EventStatus
 
-from .machine import AVAILABILITY, CREATE, ROOMS, Told
-from .model import CONNECTION
+from .outside import AVAILABILITY, CREATE, ROOMS, Told
 from .vendor import nights
 
 if TYPE_CHECKING:
@@ -29,52 +28,52 @@ if TYPE_CHECKING:
 
     from schemas.entities import Reservation, Sourced
 
-    from .machine import Machine, Said
+    from .outside import Outside, Said
     from .vendor import Write
 
 FIELDS = ("status", "checkIn", "checkOut", "adults", "children", "externalRoomTypeId")
 _ROOMS = {"RT1": ROOMS[0], "RT2": ROOMS[1]}
 
 
-def broken(machine: Machine) -> list[str]:
+def broken(played: Outside) -> list[str]:
     return [
-        *_nothing_is_open(machine),
-        *_ours_is_the_vendors(machine),
-        *_commands_in_order(machine),
-        *_creates_once(machine),
-        *_the_vendor_has_what_was_written(machine),
-        *_availability_in_order(machine),
-        *_the_core_knows(machine),
-        *_one_name_for_each(machine),
+        *_nothing_is_open(played),
+        *_ours_is_the_vendors(played),
+        *_commands_in_order(played),
+        *_creates_once(played),
+        *_the_vendor_has_what_was_written(played),
+        *_availability_in_order(played),
+        *_the_core_knows(played),
+        *_one_name_for_each(played),
     ]
 
 
-def _nothing_is_open(machine: Machine) -> Iterator[str]:
+def _nothing_is_open(played: Outside) -> Iterator[str]:
     over = {EventStatus.DONE, EventStatus.SKIPPED, EventStatus.SUPERSEDED}
-    for event in machine.tables.events.values():
+    for event in played.tables.events.values():
         if event.status not in over:
-            yield f"{event.event_type} {event.id.int} is {event.status} in the end"
+            yield f"{event.event_type} {event.idempotency_key} is {event.status} in the end"
 
 
-def _vendors(machine: Machine) -> dict[str, Sourced[Reservation]]:
+def _vendors(played: Outside) -> dict[str, Sourced[Reservation]]:
     found = {}
-    for id_ in machine.vendor.account.bookings:
-        document = machine.vendor.account.view(id_, invoice=True, info=True)
-        sourced = reservation(as_webhook(document), machine.connection, machine.clock.ours(), asked=True)
+    for id_ in played.vendor.account.bookings:
+        document = played.vendor.account.view(id_, invoice=True, info=True)
+        sourced = reservation(as_webhook(document), played.connection, played.clock.ours(), asked=True)
         assert sourced is not None
         found[str(id_)] = sourced
     return found
 
 
-def _ours_is_the_vendors(machine: Machine) -> Iterator[str]:
-    theirs = _vendors(machine)
-    for external in theirs.keys() ^ machine.tables.reservations.keys():
+def _ours_is_the_vendors(played: Outside) -> Iterator[str]:
+    theirs = _vendors(played)
+    for external in theirs.keys() ^ played.tables.reservations.keys():
         yield f"booking {external} is only at {'the vendor' if external in theirs else 'ours'}"
     for external, sourced in theirs.items():
-        stored = machine.tables.reservations.get(external)
+        stored = played.tables.reservations.get(external)
         if stored is None:
             continue
-        mine, right = (entity.model_dump(exclude={"guest"}) for entity in (stored.entity, sourced.entity))
+        mine, right = (entity.model_dump(exclude={"guest", "marker"}) for entity in (stored.entity, sourced.entity))
         for name in right:
             if mine[name] != right[name]:
                 yield f"booking {external}: {name} is {mine[name]} at ours and {right[name]} at the vendor"
@@ -82,50 +81,50 @@ def _ours_is_the_vendors(machine: Machine) -> Iterator[str]:
             yield f"booking {external}: is of {stored.version.modified_at} at ours, {sourced.version.modified_at} there"
         guest = sourced.entity.guest
         if guest is not None:
-            known = machine.tables.guests.get(external) if stored.has_guest else None
+            known = played.tables.guests.get(external) if stored.has_guest else None
             if known is None or known[0] != guest:
                 yield f"booking {external}: another guest at the vendor"
 
 
-def _lanes(machine: Machine) -> dict[str, list[Said]]:
+def _lanes(played: Outside) -> dict[str, list[Said]]:
     """By booking, in the core's order."""
     lanes: dict[str, list[Said]] = defaultdict(list)
-    for said in machine.said:
+    for said in played.said:
         if said.event_type != AVAILABILITY:
             lanes[said.data["reservationId"]].append(said)
     return lanes
 
 
-def _effects(machine: Machine) -> dict[str, list[Write]]:
+def _effects(played: Outside) -> dict[str, list[Write]]:
     """By the delivery's key."""
     found: dict[str, list[Write]] = defaultdict(list)
-    for write in machine.vendor.log:
+    for write in played.vendor.log:
         if write.key is not None:
-            found[write.key.removesuffix(f"@{CONNECTION}")].append(write)
+            found[write.key.removesuffix(f"@{played.connection.id}")].append(write)
     return found
 
 
-def _commands_in_order(machine: Machine) -> Iterator[str]:
-    effects = _effects(machine)
-    for internal, commands in _lanes(machine).items():
+def _commands_in_order(played: Outside) -> Iterator[str]:
+    effects = _effects(played)
+    for internal, commands in _lanes(played).items():
         order = sorted((write.at, said.key) for said in commands for write in effects[said.key])
         taken = [key for key, _ in groupby(key for _, key in order)]
         if taken != [said.key for said in commands]:
             yield f"{internal}: the vendor took {taken}, the core said {[said.key for said in commands]}"
 
 
-def _creates_once(machine: Machine) -> Iterator[str]:
-    effects = _effects(machine)
-    for said in machine.said:
+def _creates_once(played: Outside) -> Iterator[str]:
+    effects = _effects(played)
+    for said in played.said:
         if said.event_type == CREATE and len(effects[said.key]) != 1:
             yield f"{said.key}: created {len(effects[said.key])} times"
 
 
-def _the_vendor_has_what_was_written(machine: Machine) -> Iterator[str]:
+def _the_vendor_has_what_was_written(played: Outside) -> Iterator[str]:
     """The log that the other rules read is the whole truth."""
-    for id_, booking in machine.vendor.account.bookings.items():
+    for id_, booking in played.vendor.account.bookings.items():
         last: dict[str, Any] = {}
-        for write in machine.vendor.log:
+        for write in played.vendor.log:
             if write.booking == id_:
                 last |= write.members
         for name, value in last.items():
@@ -133,11 +132,11 @@ def _the_vendor_has_what_was_written(machine: Machine) -> Iterator[str]:
                 yield f"booking {id_}: {name} is {booking[name]}, last written {value}"
 
 
-def _availability_in_order(machine: Machine) -> Iterator[str]:
+def _availability_in_order(played: Outside) -> Iterator[str]:
     """What was requeued after it had failed may come after what is newer: that is not promised, so it is left out."""
     wanted: dict[Any, Any] = {}
     unsure: set[Any] = set()
-    for said in machine.said:
+    for said in played.said:
         if said.event_type != AVAILABILITY:
             continue
         for period in said.data["periods"]:
@@ -147,10 +146,10 @@ def _availability_in_order(machine: Machine) -> Iterator[str]:
             if "price1" in entry:
                 entry["price1"] /= 100
             wanted |= nights(entry)
-            if machine.tables.events[said.delivery].requeued:
+            if _was_requeued(played, said):
                 unsure |= nights(entry).keys()
     written: dict[Any, Any] = {}
-    for write in machine.vendor.log:
+    for write in played.vendor.log:
         for entry in write.members.get("calendar", ()):
             written |= nights(entry)
     for place in wanted.keys() | written.keys():
@@ -158,12 +157,17 @@ def _availability_in_order(machine: Machine) -> Iterator[str]:
             yield f"night {place}: {written.get(place)} at the vendor, {wanted.get(place)} said last"
 
 
-def _the_core_knows(machine: Machine) -> Iterator[str]:
-    effects = _effects(machine)
-    told: dict[str, Told] = {told.external_id: told for told in machine.told}
-    internal = {external: name for (kind, external), name in machine.tables.mappings.items() if kind == "reservation"}
-    lanes = _lanes(machine)
-    for external, sourced in _vendors(machine).items():
+def _was_requeued(played: Outside, said: Said) -> bool:
+    delivery = played.tables.keys.get((True, f"{said.key}@{played.connection.id}"))
+    return delivery is not None and played.tables.events[delivery].requeued
+
+
+def _the_core_knows(played: Outside) -> Iterator[str]:
+    effects = _effects(played)
+    told: dict[str, Told] = {told.external_id: told for told in played.told}
+    internal = {external: name for (kind, external), name in played.tables.mappings.items() if kind == "reservation"}
+    lanes = _lanes(played)
+    for external, sourced in _vendors(played).items():
         last = told.get(external)
         shown = orjson.loads(last.row.data)["reservation"] if last is not None else {}
         right = sourced.entity.model_dump(mode="json", by_alias=True)
@@ -186,9 +190,9 @@ def _named(said: Said) -> dict[str, Any]:
     return {name: data[name] for name in FIELDS if name in data}
 
 
-def _one_name_for_each(machine: Machine) -> Iterator[str]:
+def _one_name_for_each(played: Outside) -> Iterator[str]:
     """The core knows what it created by its own name, whichever way it hears of it."""
-    internal = {external: name for (kind, external), name in machine.tables.mappings.items() if kind == "reservation"}
-    for told in machine.told:
+    internal = {external: name for (kind, external), name in played.tables.mappings.items() if kind == "reservation"}
+    for told in played.told:
         if told.row.subject != internal.get(told.external_id):
             yield f"booking {told.external_id}: told as {told.row.subject}, it is {internal.get(told.external_id)}"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import oracle
-from .machine import Machine, Op, Traits
+from .machine import Machine
+from .outside import Op, Traits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Step = tuple[int, int, int]
 ROUNDS = 60  # in which everything is settled, or never is
@@ -19,7 +24,6 @@ _WEIGHTS = {
     Op.DUE: 3, Op.REQUEUE: 2, Op.PULL: 3, Op.GO_ON_PULL: 5, Op.DIE_PULL: 1, Op.FATE: 8, Op.SLEEP_IN: 1, Op.SLEEP_OUT: 2,
     Op.QUICK: 5, Op.FLIP: 2,
 }  # fmt: skip
-_OPS = [op for op, weight in _WEIGHTS.items() for _ in range(weight)]
 
 
 class StuckError(Exception):
@@ -46,9 +50,19 @@ def of(seed: int) -> Schedule:
         workers_die=rng.random() < 0.5,
         batches=rng.random() < 0.5,
     )
-    # A number of three digits each: what it chooses is decided by what there is when its step comes.
-    steps = [(int(rng.choice(_OPS)), rng.randrange(1000), rng.randrange(1000)) for _ in range(rng.randint(10, 60))]
-    return Schedule(((int(Op.BOOK if rng.random() < 0.7 else Op.CREATE), rng.randrange(1000), 0), *steps), traits)
+    return Schedule(dealt(rng, _WEIGHTS, 10, 60), traits)
+
+
+def dealt(rng: random.Random, weights: Mapping[Op, int], fewest: int, most: int) -> tuple[Step, ...]:
+    """Steps, the first of which makes a booking.
+
+    Numbers of three digits: what they choose is decided by what there is when their step comes.
+    """
+    deck = [op for op, weight in weights.items() for _ in range(weight)]
+    steps = [
+        (int(rng.choice(deck)), rng.randrange(1000), rng.randrange(1000)) for _ in range(rng.randint(fewest, most))
+    ]
+    return (int(Op.BOOK if rng.random() < 0.7 else Op.CREATE), rng.randrange(1000), 0), *steps
 
 
 def play(schedule: Schedule) -> Machine:
@@ -148,6 +162,10 @@ def shortened(schedule: Schedule) -> Schedule:
 
 
 def shown(schedule: Schedule) -> str:
-    traits = [f"{name}={getattr(schedule.traits, name)}" for name in Traits.__slots__ if getattr(schedule.traits, name)]
     steps = [f"{Op(op).name.lower()}({a}, {b})" for op, a, b in schedule.steps]
-    return "\n".join([", ".join(traits) or "no traits", *steps])
+    return "\n".join([shown_traits(schedule.traits), *steps])
+
+
+def shown_traits(traits: Traits) -> str:
+    named = [f"{name}={getattr(traits, name)}" for name in Traits.__slots__ if getattr(traits, name)]
+    return ", ".join(named) or "no traits"

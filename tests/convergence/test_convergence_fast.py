@@ -18,7 +18,7 @@ from schemas.commands import AvailabilityUpdate
 from schemas.entities import Version
 from tests.convergence import machine, model, schedule
 from tests.convergence.__main__ import many, report
-from tests.convergence.machine import Op, Traits
+from tests.convergence.outside import Op, Traits
 from workers import delivery_rows, inbound_rows
 
 SCHEDULES = 10_000

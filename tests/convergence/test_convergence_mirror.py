@@ -63,7 +63,7 @@ def state(rng: random.Random, markers: list[str]) -> Sourced[Reservation]:
         rng.choice([10, 99]),
         asked=rng.random() < 0.4,
     )
-    return Sourced(entity, version, {"n": entity.adults}, {})
+    return Sourced(entity, version, {"n": entity.adults})
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -75,7 +75,7 @@ async def test_the_fence(seed: int, db: Db) -> None:
     markers = [f"{MARKER}{id_}" for id_ in deliveries] + [f"{MARKER}somebody", "else's"]
     for _ in range(STEPS):
         sources = [await fact(db, tables) for _ in range(rng.randint(1, 3))]
-        rows = [ReservationRow(COMPANY, CONNECTION, id_, cipher, state(rng, markers)) for id_ in sources]
+        rows = [ReservationRow(COMPANY, CONNECTION, id_, cipher, state(rng, markers), "{}", None) for id_ in sources]
         asked = [row for row in rows if row.sourced.version.asked]
         assert await inbound.overtaken(db, asked) == tables.overtaken(asked)
         real = await inbound.upsert_reservations(db, rows, uuid7)
@@ -266,7 +266,7 @@ async def test_a_key_is_recorded_once_and_its_end_lets_what_is_stored_be_compare
     version = Version(PAST, PAST)
     cipher = Cipher(bytes(32), COMPANY)
     for of, id_ in ((db, real), (None, mine)):
-        reservation = ReservationRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}, {}))
+        reservation = ReservationRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}), "{}", None)
         if of is not None:
             await inbound.upsert_reservations(of, [reservation], uuid7)
         else:

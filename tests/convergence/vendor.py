@@ -148,8 +148,7 @@ class Vendor:
         outcome = self.account.write_booking(item, Author(api=False))
         assert not outcome.errors, outcome.errors
         if outcome.changed:
-            members = {name: value for name, value in item.items() if name != "id"}
-            self.log.append(Write(len(self.log), None, outcome.id, members))
+            self.note(None, outcome.id, item)
         self._send(form)
 
     def _send(self, form: Form) -> None:
@@ -161,9 +160,19 @@ class Vendor:
 
     # ------------------------------------------------------------------ what we ask of it
 
-    def log_found(self, key: str, item: Json) -> None:
-        """A look-up said that all is as this command wants it."""
-        self.log.append(Write(len(self.log), key, item.get("id"), {n: value for n, value in item.items() if n != "id"}))
+    def note(self, key: str | None, booking: int | None, item: Json) -> None:
+        """A write is taken; or a look-up said that all is as this command wants it."""
+        members = {name: value for name, value in item.items() if name != "id"}
+        self.log.append(Write(len(self.log), key, booking, members))
+
+    def took(self, key: str, item: Json, result: Json, *, calendar: bool) -> None:
+        """A command, the vendor's answer to it."""
+        if not result["success"]:
+            return
+        booking = None if calendar else item.get("id") or result["new"]["id"]
+        self.note(key, booking, item)
+        if self.echoes and booking is not None:
+            self.letters.append(Letter(Form.FULL, orjson.dumps(self.account.webhook_body(booking)), self.restamps))
 
     async def send(self, request: Request) -> Response:
         fate = self.fates.popleft() if self.fates else Fate.ANSWERED
@@ -194,13 +203,7 @@ class Vendor:
             self.clock.pass_by(1)
         ask.refuse = Fault(FaultKind.REFUSE_ITEM) if refused else None
         answer = (post_calendar if calendar else post_bookings)(self.account, ask)
-        item, result = request.json[0], answer.body[0]
-        if result["success"]:
-            booking = None if calendar else item.get("id") or result["new"]["id"]
-            members = {name: value for name, value in item.items() if name != "id"}
-            self.log.append(Write(len(self.log), request.headers["X-Idempotency-Key"], booking, members))
-            if self.echoes and booking is not None:
-                self.letters.append(Letter(Form.FULL, orjson.dumps(self.account.webhook_body(booking)), self.restamps))
+        self.took(request.headers["X-Idempotency-Key"], request.json[0], answer.body[0], calendar=calendar)
         return Response(answer.status, {}, orjson.loads(orjson.dumps(answer.body)))
 
 

@@ -248,8 +248,10 @@ class Load:
         await self.story("outbox")
 
     async def _errand_token(self) -> None:
-        """The vendor forgets all tokens: the next call renews."""
-        self._ground.world.sim.account.access.expire_all()
+        """The vendor forgets the tokens: the next call renews. It keeps what was not used yet: a new token that is not
+        accepted either is a matter for a person."""
+        access = self._ground.world.sim.account.access
+        access.tokens = {text: token for text, token in access.tokens.items() if token.last_used == token.created}
         await self.hint()
 
     async def _errand_doubt(self) -> None:

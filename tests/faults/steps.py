@@ -64,7 +64,7 @@ INGRESS = (
     Step("ingress", "submit", "ingress.webhooks:Webhooks._submit", _BEFORE, 8),
     Step("ingress", "insert", "ingress.webhooks:record", _ALL, 4),
     Step("ingress", "answer", "ingress.webhooks:Webhooks.receive", _AFTER, 8),
-    Step("ingress", "answered", "ingress.app:WebhookEndpoint.__call__", _AFTER, 8),
+    Step("ingress", "answered", "ingress.app:Ingress._webhook", _AFTER, 8),
     Step("ingress", "announce", "ingress.webhooks:announce", _BEFORE, 4),
     Step("ingress", "publish", "topology.publisher:send", _AROUND, 4),
     Step("ingress", "confirm", "topology.publisher:Publisher.publish_all", _ALL, 4),

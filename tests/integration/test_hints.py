@@ -150,3 +150,16 @@ async def test_two_changes_in_one_second_without_credentials_are_no_dead_letter(
     await whole.all_settled()
     assert await whole.db.fetchval("SELECT count(*) FROM dead_letters") == 0
     assert await whole.db.fetchval("SELECT count(*) FROM channel_events WHERE last_error LIKE 'as new as%'") == 1
+
+
+async def test_two_changes_in_one_second_whose_vendor_refuses_our_credentials_are_a_dead_letter(whole: World) -> None:
+    """Which of the two is newer is then not known: left out in silence, the older one would stand for good."""
+    await whole.put_secret("invite_code", "used-up")
+    booking = book(whole)
+    first = whole.sim.account.webhook_body(booking["id"])
+    second = whole.sim.account.webhook_body(booking["id"])
+    second["booking"]["numAdult"] = 5
+    for body in (first, second):
+        assert (await whole.webhook(body)).status_code == 202
+    await whole.all_settled()
+    assert await whole.db.fetch("SELECT error_class, owner FROM dead_letters") == [("misconfigured", "tenant")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ops.fleet import inbound_stage
@@ -33,6 +35,25 @@ async def test_an_inbound_event_that_came_back_is_run_alone_until_it_is_a_poison
         (letter,) = letters
         assert (letter["error_class"], letter["owner"]) == ("poison", "pipeline")
         assert f"started {MAX_STARTS} times" in letter["error_message"]
+
+
+@pytest.mark.parametrize("in_hand", [0, 1], ids=["one that came back", "a batch"])
+async def test_what_came_back_runs_beside_nothing(world: World, in_hand: int) -> None:
+    """What kills a worker kills all that runs in it: beside it an innocent one would be counted, and parked in the end."""
+    await world.start("ingress")  # and no worker: the stage is run by hand
+    ids = [(await world.webhook(change.body)).json()["events"][0] for change in generate(31, 3, 0)]
+    came_back, fresh, other = events = [Event(id=id_, type="beds24.booking.created") for id_ in ids]
+    async with open_parts("inbound", world.settings()) as parts:
+        stage = inbound_stage(parts)
+        works = [stage.process_alone(came_back), stage.process([fresh])]
+        async with world.db.transaction():
+            await world.db.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", events[in_hand].row_id)
+            tasks = [asyncio.create_task(work) for work in (works.pop(in_hand), *works, stage.process_alone(other))]
+            ended, _ = await asyncio.wait(tasks, timeout=0.5)
+            assert ended == set()
+            assert await world.db.fetchval("SELECT starts FROM channel_events WHERE id = $1", other.row_id) == 0
+        await asyncio.gather(*tasks)
+    assert await world.db.fetch("SELECT DISTINCT status, starts FROM channel_events") == [("done", 0)]
 
 
 async def test_a_delivery_that_is_a_poison_is_parked_without_a_call(world: World) -> None:

@@ -27,7 +27,7 @@ def state(at: datetime = NOW, **changes: Any) -> Sourced[Reservation]:
         external_id="1", external_property_id="P", external_room_type_id="713992", status=ReservationStatus.CONFIRMED,
         check_in=date(2027, 1, 1), check_out=date(2027, 1, 3), adults=2, children=0,
     )  # fmt: skip
-    return Sourced(entity.model_copy(update=changes), Version(at, at), {}, {})
+    return Sourced(entity.model_copy(update=changes), Version(at, at), {})
 
 
 CREATE = command(

@@ -18,6 +18,7 @@ from adapters.port import Command, Effects, Hint, WebhookRequest
 from schemas.commands import parse_command
 from schemas.entities import Guest, Sourced, Version
 from schemas.vocabulary import EntityType, ReservationStatus
+from store.seal import split
 from tests.adapters.beds24.examples import (
     BOOKING,
     GUEST,
@@ -217,16 +218,17 @@ def test_a_count_that_is_none_is_malformed(count: object) -> None:
         sourced({"numAdult": count})
 
 
-def test_raw_has_all_but_the_personal_members_and_private_has_those() -> None:
+def test_the_document_is_kept_whole_and_its_personal_members_are_named_by_the_manifest() -> None:
     result = sourced()
-    assert result.private == {
-        "booking": dict(GUEST),
+    raw, private = split(result.document, mapping.MANIFEST.personal)
+    assert private == {
+        **{f"booking.{name}": value for name, value in GUEST.items()},
         "infoItems": body()["infoItems"],
         "messages": body()["messages"],
     }
-    assert result.raw["booking"]["memberOfTomorrow"] == {"kept": True}
-    assert result.raw["invoiceItems"] == body()["invoiceItems"]
-    readable = json.dumps(result.raw, ensure_ascii=False)
+    assert raw["booking"]["memberOfTomorrow"] == {"kept": True}
+    assert raw["invoiceItems"] == body()["invoiceItems"]
+    readable = json.dumps(raw, ensure_ascii=False)
     assert not [value for value in GUEST.values() if value in readable]
 
 
@@ -236,7 +238,7 @@ def test_what_is_fetched_looks_as_if_a_webhook_had_brought_it() -> None:
     result = mapping.reservation(mapping.as_webhook(fetched), HERE, RECEIVED)
     assert result is not None
     assert result.entity == sourced().entity
-    assert result.raw["booking"] == sourced().raw["booking"]
+    assert result.document["booking"] == sourced().document["booking"]
 
 
 def test_card_data_in_a_fetched_document_is_left_out() -> None:
