@@ -108,7 +108,14 @@ async def outbound(settings: Settings, stop: asyncio.Event) -> None:
         _worker("outbound", settings, settings.outbound_port) as (parts, consume),
     ):
         router = RouterStage(
-            parts.pool, parts.directory, parts.adapters, parts.publisher, parts.marks, parts.teller, POLICIES
+            parts.pool,
+            parts.directory,
+            parts.adapters,
+            parts.publisher,
+            parts.marks,
+            parts.teller,
+            POLICIES,
+            now=parts.now,
         )
         await consume(ROUTER_QUEUE, router, 1)  # one at a time: commands about one entity keep their order
         for vendor, adapter in parts.adapters.items():
@@ -162,6 +169,7 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
                 wake,
                 overlap=timedelta(seconds=settings.pull_overlap),
                 random=parts.random,
+                now=parts.now,
             ),
             pulled_vendors(parts.adapters),
             worker=parts.worker,
@@ -203,6 +211,7 @@ def inbound_stage(parts: Parts) -> InboundStage:
         POLICIES,
         worker=parts.worker,
         random=parts.random,
+        now=parts.now,
     )
 
 
@@ -218,6 +227,7 @@ def delivery_stage(parts: Parts, adapter: Adapter) -> DeliveryStage:
         POLICIES,
         worker=parts.worker,
         random=parts.random,
+        now=parts.now,
         calls_at_once=adapter.manifest.calls_at_once,
     )
 

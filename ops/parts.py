@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import secrets
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapters.registry import adapters as load_adapters
 from adapters.transport import HttpTransport
+from store.clock import Clock
 from store.directory import Directory
 from store.ingest import mark_published
 from store.marks import Marks
@@ -29,6 +31,7 @@ from workers.tell import Teller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from datetime import datetime
 
     from adapters.port import Adapter
     from store.pool import Pool
@@ -53,6 +56,7 @@ class Parts:
     governor: Governor
     worker: str  # this process, in leases and history
     random: Callable[[], float]
+    now: Callable[[], datetime]  # by the database's clock
 
 
 _PROCESS = f"{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(3)}"  # pids come again, this does not
@@ -88,6 +92,8 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
         keys = KeyFile.read(settings.key_file)
         pool = await open_pool(settings.database_url, role=WORKER_ROLE, name=name, size=pool_size)
         stack.push_async_callback(pool.close)
+        clock = await Clock.of(pool)
+        stack.callback(asyncio.create_task(clock.keep(), name="clock").cancel)
         adapters = load_adapters()
         directory = Directory(pool, keys)
         transport = HttpTransport(total=settings.vendor_timeout, on_response=_observe_vendor)
@@ -104,7 +110,9 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
         stack.push_async_callback(marks.stop)
         teller = Teller(publisher, Marks(pool, told))
         stack.push_async_callback(teller.stop)
-        tokens: dict[str, Tokens] = {vendor: Tokens(pool, transport.for_vendor(vendor)) for vendor in adapters}
+        tokens: dict[str, Tokens] = {
+            vendor: Tokens(pool, transport.for_vendor(vendor), now=clock) for vendor in adapters
+        }
         for one in tokens.values():
             stack.push_async_callback(one.stop)
         sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__)
@@ -118,9 +126,10 @@ async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> As
             marks=marks,
             teller=teller,
             sessions=sessions,
-            governor=Governor(pool, random=random.random),
+            governor=Governor(pool, random=random.random, now=clock),
             worker=worker_name(name),
             random=random.random,
+            now=clock,
         )
 
 

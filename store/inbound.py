@@ -24,7 +24,7 @@ _SQL = statements("inbound")
 _GUESTS = uuid.UUID("0d2b6a5e-6c0f-5b5e-9a58-0f6f2f9b7f10")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InboundRow:
     id: UUID
     company_id: str
@@ -45,7 +45,7 @@ class InboundRow:
     overlay: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Applied:
     """A reservation that passed the fence."""
 
@@ -54,7 +54,7 @@ class Applied:
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReservationRow:
     """A reservation to store for one connection; raw is the vendor's document as JSON text without personal data, sealed
     holds that."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .publisher import Publisher
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WakeUp:
     """A row that may run. The routing key is the event type, but for deliveries (topology.declared.delivery_key)."""
 

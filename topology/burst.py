@@ -40,7 +40,7 @@ _message_ids = (f"{_PREFIX}-{number}" for number in itertools.count())
 _Unwritable = (ValueError, TypeError, StructError, PAMQPException)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
     """One message.
 

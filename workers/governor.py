@@ -10,7 +10,7 @@ attempts of whatever came first.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.port import Repeat
@@ -61,9 +61,8 @@ class Ended:
 
 
 class Governor:
-    def __init__(
-        self, pool: Pool, *, random: Callable[[], float], now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, pool: Pool, *, random: Callable[[], float], now: Callable[[], datetime]) -> None:
+        """now: as the database has it, whose times it is compared with"""
         self._pool = pool
         self._random = random
         self._now = now

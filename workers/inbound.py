@@ -15,7 +15,7 @@ import logging
 from collections import defaultdict
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdapterError, NoCredentials, Transient
@@ -129,7 +129,7 @@ class InboundStage:
         *,
         worker: str,
         random: Callable[[], float],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime],
         lease: float = LEASE,
     ) -> None:
         self._pool = pool

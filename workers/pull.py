@@ -12,7 +12,7 @@ import asyncio
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdapterError, Misconfigured, Transient, Unsupported
@@ -124,7 +124,7 @@ class Puller:
         *,
         overlap: timedelta,
         random: Callable[[], float],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         tell: Callable[[Progress], None] = lambda _progress: None,
     ) -> None:

@@ -180,6 +180,7 @@ async def _test(connection_id: str) -> Mapping[str, Any]:
     from adapters.errors import AdapterError
     from adapters.registry import adapters
     from adapters.transport import HttpTransport
+    from store.clock import Clock
     from store.pool import WORKER_ROLE
     from workers.sessions import Sessions, Tokens
 
@@ -187,9 +188,12 @@ async def _test(connection_id: str) -> Mapping[str, Any]:
     async with session.keys(WORKER_ROLE) as (pool, directory):
         known = await session.known(directory, connection_id)
         transport = HttpTransport(total=30)
+        now = await Clock.of(pool)
         try:
             sessions = Sessions(
-                dict(adapters()), transport.for_vendor, lambda vendor: Tokens(pool, transport.for_vendor(vendor))
+                dict(adapters()),
+                transport.for_vendor,
+                lambda vendor: Tokens(pool, transport.for_vendor(vendor), now=now),
             )
             opened = sessions.open(known)
             return await opened.adapter.check(opened)

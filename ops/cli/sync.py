@@ -107,6 +107,7 @@ async def _puller(connection_id: str) -> AsyncIterator[tuple[Pool, Puller, Known
     from adapters.transport import HttpTransport
     from ops.parts import inbound_attempts
     from store import pulls
+    from store.clock import Clock
     from store.pool import WORKER_ROLE
     from workers.governor import Governor
     from workers.pull import Puller, pulled_vendors
@@ -125,17 +126,19 @@ async def _puller(connection_id: str) -> AsyncIterator[tuple[Pool, Puller, Known
         if of[0]["status"] != "active":
             raise Refused(f"connection {connection_id}: is {of[0]['status']}; `staybus connection resume` first")
         transport = HttpTransport(total=settings.vendor_timeout)
-        tokens = {vendor: Tokens(pool, transport.for_vendor(vendor)) for vendor in all_adapters}
+        now = await Clock.of(pool)
+        tokens = {vendor: Tokens(pool, transport.for_vendor(vendor), now=now) for vendor in all_adapters}
         try:
             puller = Puller(
                 pool,
                 directory,
                 Sessions(all_adapters, transport.for_vendor, tokens.__getitem__),
-                Governor(pool, random=random.random),
+                Governor(pool, random=random.random, now=now),
                 inbound_attempts(all_adapters),
                 None,
                 overlap=timedelta(seconds=settings.pull_overlap),
                 random=random.random,
+                now=now,
                 tell=_tell,
             )
             yield pool, puller, known, of[0]

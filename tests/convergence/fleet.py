@@ -63,7 +63,7 @@ class Fleet:
             parts = await resources.enter_async_context(open_parts("operator", world.settings()))
             puller = Puller(
                 parts.pool, parts.directory, parts.sessions, parts.governor, inbound_attempts(parts.adapters), None,
-                overlap=timedelta(minutes=10), random=random.random,
+                overlap=timedelta(minutes=10), random=random.random, now=parts.now,
             )  # fmt: skip
             try:
                 await world.start()

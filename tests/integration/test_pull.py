@@ -57,7 +57,7 @@ async def pulling(
         yield Puller(
             parts.pool, parts.directory, parts.sessions,
             parts.governor, inbound_attempts(parts.adapters), None,
-            overlap=timedelta(minutes=10), random=lambda: 0.5, sleep=sleep, tell=tell,
+            overlap=timedelta(minutes=10), random=lambda: 0.5, now=parts.now, sleep=sleep, tell=tell,
         )  # fmt: skip
 
 
@@ -312,12 +312,13 @@ async def test_one_connection_that_fails_leaves_the_loop_alive(whole: World) -> 
 
 async def test_a_booking_that_returned_to_an_earlier_state_within_a_second_is_set_right(whole: World) -> None:
     """Its last webhook has the key of the first: only a look at what is stored tells that it is no duplicate."""
-    booking = book(whole)
-    confirmed = whole.sim.account.webhook_body(booking["id"])
-    cancelled = whole.sim.account.webhook_body(booking["id"])
-    cancelled["booking"]["status"] = "cancelled"
-    for body, answer in ((confirmed, 202), (cancelled, 202), (confirmed, 200)):
-        assert (await whole.webhook(body)).status_code == answer
+    confirmed = whole.sim.account.webhook_body(book(whole)["id"])
+    cancelled = {**confirmed, "booking": {**confirmed["booking"], "status": "cancelled"}}
+    sent = datetime.fromisoformat(confirmed["timeStamp"])
+    # Each was sent a second after the one before: with one time stamp for two states the vendor would be asked at once.
+    for seconds, (body, answer) in enumerate(((confirmed, 202), (cancelled, 202), (confirmed, 200))):
+        stamp = (sent + timedelta(seconds=seconds)).isoformat()
+        assert (await whole.webhook(body | {"timeStamp": stamp})).status_code == answer
         await whole.all_settled()
     assert await whole.db.fetchval("SELECT status FROM int_reservations") == "cancelled"
     assert await pull(whole) == Pulled(pages=1, listed=1, recorded=1)

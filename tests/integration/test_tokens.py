@@ -16,6 +16,7 @@ from adapters.registry import adapter
 from adapters.transport import HttpTransport
 from simulators.beds24.faults import Fault, FaultKind
 from store import connections
+from store.clock import Clock
 from store.directory import Directory, Known
 from store.pool import open_pool
 from tests.fleet import CONNECTION, World
@@ -40,7 +41,7 @@ class Ground:
         self.resources.push_async_callback(pool.close)
         http = HttpTransport("beds24", total=3.0)
         self.resources.push_async_callback(http.close)
-        return Tokens(pool, http, sleep=sleep), pool
+        return Tokens(pool, http, sleep=sleep, now=await Clock.of(pool)), pool
 
     def asked(self) -> list[str]:
         return [call.operation for call in self.world.sim.account.calls if "authentication" in call.operation]

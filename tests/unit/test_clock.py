@@ -1,0 +1,40 @@
+"""The time that all processes share is the database's, and goes on by a clock that nobody sets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from store.clock import Clock
+
+THEN = datetime(2027, 3, 1, 12, tzinfo=UTC)
+
+
+class Database:
+    """Answers with its time, after a second each way. seconds: of the monotonic clock"""
+
+    def __init__(self) -> None:
+        self.time, self.seconds = THEN, 1000.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+        self.seconds += seconds
+
+    async def fetchval(self, _sql: str) -> datetime:
+        self.pass_by(1)
+        told = self.time
+        self.pass_by(1)
+        return told
+
+
+async def test_it_tells_the_databases_time_and_goes_on_by_the_monotonic_clock() -> None:
+    database = Database()
+    clock = Clock(cast("Any", database), monotonic=lambda: database.seconds)
+    await clock.look()
+    assert clock() == database.time
+    database.pass_by(59.5)
+    assert clock() == database.time
+    database.time += timedelta(hours=1)  # somebody set it
+    assert clock() == database.time - timedelta(hours=1)
+    await clock.look()
+    assert clock() == database.time
