@@ -16,6 +16,10 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_NATIVE_TLS ?= 1
 export UV_SYSTEM_CERTS ?= 1
 
+# Tests, demo and benchmarks start hundreds of processes. Python keeps what it compiled, or each of them would first compile for
+# two seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 heading = @printf '\n== %s\n' '$(1)'
 
 .PHONY: help
@@ -44,7 +48,7 @@ down: $(READY) ## stop what `make up` left running
 .PHONY: test
 test: $(READY) ## all tests, against a real Postgres and a real RabbitMQ
 	$(call heading,test)
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: $(READY) ## formatting, lint, types, import rules

@@ -29,7 +29,7 @@ TEMPLATE = f"staybus_template_{secrets.token_hex(3)}"  # of this run: a given se
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     os.environ.setdefault("STAYBUS_RUNTIME", str(ROOT / ".staybus/runtime"))
     folder = tmp_path_factory.mktemp("stack", numbered=True)
-    started = local.start(folder, print)
+    started = local.start(folder, print, durable=False)
     yield started
     local.delete(folder, print)
 
@@ -50,15 +50,22 @@ async def database_url(stack: Stack) -> AsyncIterator[str]:
     await owner.close()
 
 
+@pytest.fixture(scope="session")
+def http() -> Iterator[httpx.Client]:
+    """For our own servers only: to read whom one trusts for TLS takes longer than most requests."""
+    with httpx.Client(trust_env=False, verify=False) as client:  # noqa: S501 - our own servers
+        yield client
+
+
 @pytest.fixture
-def amqp_url(stack: Stack) -> Iterator[str]:
+def amqp_url(stack: Stack, http: httpx.Client) -> Iterator[str]:
     """A vhost of this test's own, empty."""
     if stack.amqp_admin_url is None:
         pytest.fail("tests make a vhost each: STAYBUS_AMQP_URL needs a broker of ours, or leave it unset")
     vhost = f"test-{secrets.token_hex(6)}"
-    httpx.put(f"{stack.amqp_admin_url}/vhosts/{vhost}").raise_for_status()
+    http.put(f"{stack.amqp_admin_url}/vhosts/{vhost}").raise_for_status()
     yield urlunsplit(urlsplit(stack.amqp_url)._replace(path=f"/{vhost}"))
-    httpx.delete(f"{stack.amqp_admin_url}/vhosts/{vhost}").raise_for_status()
+    http.delete(f"{stack.amqp_admin_url}/vhosts/{vhost}").raise_for_status()
 
 
 @pytest.fixture

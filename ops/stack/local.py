@@ -60,9 +60,10 @@ class Stack:
         return tuple(mark.pid for server in (self.postgres, self.rabbitmq) if server for mark in server.processes)
 
 
-def start(folder: Path, report: Report) -> Stack:
+def start(folder: Path, report: Report, *, durable: bool = True) -> Stack:
     """Start what does not run yet, and return when all of it answers.
 
+    durable  of Postgres; tests that never switch the machine off wait less without
     raises   StackError, which says what is missing and what to run
     """
     folder = folder.resolve()
@@ -72,7 +73,7 @@ def start(folder: Path, report: Report) -> Stack:
             _require(DATABASE_VARIABLES, "PostgreSQL", database_url, health.postgres_problem(database_url))
         if amqp_url:
             _require(AMQP_VARIABLES, "RabbitMQ", amqp_url, health.amqp_problem(amqp_url))
-        postgres = None if database_url else _postgres(folder, report)
+        postgres = None if database_url else _postgres(folder, report, durable=durable)
         rabbitmq = None if amqp_url else _rabbitmq(folder, report)
         if isinstance(rabbitmq, RabbitContainer) and _root():
             raise StackError(
@@ -127,8 +128,8 @@ def _each_owned(
         act(_postgres(folder, report))
 
 
-def _postgres(folder: Path, report: Report) -> PostgresServer:
-    return PostgresServer(folder / "postgres", report)
+def _postgres(folder: Path, report: Report, *, durable: bool = True) -> PostgresServer:
+    return PostgresServer(folder / "postgres", report, durable=durable)
 
 
 def _rabbitmq(folder: Path, report: Report, *, look_for_engine: bool = True) -> RabbitNode | RabbitContainer:

@@ -42,8 +42,10 @@ _SETTINGS = {
 class PostgresServer:
     """The server of one folder. Every method may be repeated; `restart`, `stop` and `kill` keep port and data."""
 
-    def __init__(self, folder: Path, report: Report = lambda _line: None) -> None:
+    def __init__(self, folder: Path, report: Report = lambda _line: None, *, durable: bool = True) -> None:
+        """durable: whether what is committed outlives the machine, too; a server that dies loses nothing either way"""
         self.folder = folder
+        self._durable = durable
         self.log = folder / "postgres.log"
         self._file = folder / "server.json"
         self._report = report
@@ -154,7 +156,8 @@ class PostgresServer:
         return places.temporary_folder(f"data-{places.key(self.folder)}", account) / "data"
 
     def _run(self, installation: Path, data: Path, account: Account | None, port: int) -> None:
-        settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "port": str(port)}.items()]
+        own = {"port": str(port)} if self._durable else {"port": str(port), "fsync": "off"}
+        settings = [f"--{name}={value}" for name, value in {**_SETTINGS, **own}.items()]
         before = self.log.stat().st_size if self.log.exists() else 0
         mark = spawn(
             [installation / "bin/postgres", "-D", data, *settings],

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +18,12 @@ import pytest
 from ops.cli.app import app
 from ops.cli.failures import MEANINGS, SAY_IT_THEMSELVES, describe
 from ops.stack import local
+from simulators.bookings import generate
+from tests.fleet import World, free_port
 
 from .conftest import Cli, audited
 
 if TYPE_CHECKING:
-    from tests.fleet import World
-
     from .conftest import Db
 
 PUBLISH = ("publish", "pms.booking.cancel", "--company", "acme")
@@ -220,7 +219,7 @@ async def test_a_signed_webhook_is_recorded(world: World, folder: Path) -> None:
     assert sent.document["status"] == 202
     shown = await cli("events", "list", "--vendor", "beds24", "--json")
     assert [row["entity_external_id"] for row in shown.document] == ["91000123"]
-    (folder / "body.json").write_text('{"id": 91000124, "timeStamp": "2026-11-21T08:00:00Z"}')
+    (folder / "body.json").write_text(json.dumps(generate(31, 1, 0)[0].body))
     assert (await cli(*send, "--file", "body.json", "--json")).document["status"] == 202
     assert (await cli(*send, "--file", "body.json", "--json")).document["status"] == 200
     (folder / "body.json").write_text("not json")
@@ -229,7 +228,7 @@ async def test_a_signed_webhook_is_recorded(world: World, folder: Path) -> None:
 
 
 async def test_a_process_runs_until_it_is_told_to_stop(staybus: Cli) -> None:
-    port = _free_port()
+    port = free_port()
     env = {**staybus.environment(), "STAYBUS_INGRESS_PORT": str(port)}
     process = await asyncio.create_subprocess_exec(STAYBUS, "run", "ingress", env=env, stderr=subprocess.PIPE)
     async with asyncio.timeout(30):
@@ -333,9 +332,3 @@ def test_the_errors_that_are_named_exist(name: str) -> None:
 def test_an_unexpected_errors_text_is_not_shown() -> None:
     """It may be a guest's data or a secret."""
     assert "Jane Roe" not in describe(KeyError("Jane Roe"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -324,7 +324,7 @@ async def test_what_waits_for_a_window_is_not_forgotten_with_its_worker(
 ) -> None:
     """Its messages are acked long since. What no row is looked at for a minute would find is switched off here."""
     world.apart = True
-    world.launcher = ("-c", NO_LAST_RESORT)
+    world.program = NO_LAST_RESORT
     world.extra["grace"] = 10.0 if ending == "stop in time" else 0.5
     one.slow_down(POST)
     await world.start()
@@ -396,7 +396,7 @@ async def test_who_is_let_in_next_may_run_and_bookings_come_before_rates(databas
 
 async def test_a_stop_gives_hints_back_that_were_not_asked_for_yet(world: World, one: Client) -> None:
     world.apart = True
-    world.launcher = ("-c", NO_LAST_RESORT)
+    world.program = NO_LAST_RESORT
     bookings = one.book(20)
     one.slow_down(READ)
     await world.start("ingress", "inbound", "scheduler")

@@ -122,6 +122,7 @@ async def test_with_its_head_again_a_lane_keeps_all_of_its_order(world: World, c
     await hold(world, core, "B-3")
     told = await cli("lanes", "release", "--vendor", "beds24", "--requeue", "--yes", "--json")
     assert [one["lane"] for one in told.document["released"]] == [lane("B-3")]
+    await world.two_seconds_pass()
     await core.wait_for(lambda _: len(core.of("core.command.succeeded", "B-3")) == 4, timeout=20)
     bodies = [call.body[0] for call in world.sim.account.calls if call.operation == "POST /bookings" and call.effects]
     assert [body["numAdult"] for body in bodies[-3:]] == [5, 3, 4]

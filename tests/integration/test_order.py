@@ -22,7 +22,7 @@ from schemas.ids import uuid7
 from simulators.core_pms import CorePms
 from store import connections, outbound
 from store.pool import open_pool
-from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, PROPERTY, ROOM, World, free_port
 from tests.integration.test_relay_rows import insert
 from topology.announce import WakeUp, announce
 from workers.router import command_row
@@ -157,7 +157,7 @@ class Outbounds:
         world.apart = True
         world.extra["grace"] = 5.0
         self._world = world
-        self._ports = itertools.cycle([world.ports["outbound"], _free_port()])
+        self._ports = itertools.cycle([world.ports["outbound"], free_port()])
 
     async def start(self, name: str) -> None:
         """World knows one process of each kind: it goes by another name once it runs."""
@@ -170,14 +170,6 @@ class Outbounds:
         process = self._world.processes.pop(name)
         process.send_signal(how)
         assert await asyncio.to_thread(process.wait, 40) == (-9 if how is signal.SIGKILL else 0)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def routed(world: World, count: int) -> None:

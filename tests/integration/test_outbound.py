@@ -124,6 +124,7 @@ async def test_failure_dead_letter_requeue_success(world: World, core: CorePms) 
     assert event_id == failed.data["deliveryId"]
     answer = await world.http.post(world.url("ingress", f"/admin/events/{event_id}/retry"), headers=headers)
     assert answer.status_code == 202, answer.text
+    await world.two_seconds_pass()
     await world.until("SELECT status FROM channel_events WHERE id = $1", event_id, equals="done")
     assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
     history = await world.db.fetch("SELECT outcome FROM event_attempts WHERE event_id = $1 ORDER BY id", event_id)
@@ -191,6 +192,7 @@ async def test_a_failed_head_holds_its_lane_and_nobody_elses(world: World, core:
 
     failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
     await requeue(world.db, [failed], "test")
+    await world.two_seconds_pass()
     await core.wait_for(
         lambda e: e.type == "core.command.succeeded" and e.data["command"] == "pms.booking.update", timeout=20
     )
@@ -234,6 +236,7 @@ async def test_a_requeued_create_that_was_never_done_is_done_once(world: World, 
 
     failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
     await requeue(world.db, [failed], "test")
+    await world.two_seconds_pass()
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
 

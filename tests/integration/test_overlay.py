@@ -100,6 +100,7 @@ async def test_an_edited_fact_is_stored_as_edited_and_stays_as_it_came(world: Wo
     assert "booking.phone" in told["paths"]
     assert told["edit"]["booking"]["departure"] == right
     await cli("dlq", "requeue", str(letter))
+    await world.two_seconds_pass()
     await world.until("SELECT status FROM channel_events WHERE id = $1", event, equals="done")
     stored = await world.db.fetchrow("SELECT check_out, guest_id FROM int_reservations")
     assert stored["check_out"].isoformat() == right
@@ -125,6 +126,7 @@ async def test_an_edited_command_is_routed_as_edited(world: World, cli: Cli, cor
     told = await cli("dlq", "edit", letter, "--set", 'guest.lastName="Ruiz"')
     assert "typed into a shell" in told.err
     await cli("dlq", "requeue", letter)
+    await world.two_seconds_pass()
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     (booking,) = world.sim.account.bookings.values()
     assert (booking["departure"], booking["lastName"]) == ("2027-03-08", "Ruiz")
@@ -146,6 +148,7 @@ async def test_an_edited_delivery_is_sent_as_edited_and_its_siblings_are_not(
     assert "stays in its lane" in other.err
     await cli("dlq", "edit", str(letter), "--set", "adults=3")
     await cli("dlq", "requeue", str(letter))
+    await world.two_seconds_pass()
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert [booking["numAdult"] for booking in world.sim.account.bookings.values()] == [3]
     command = await world.db.fetchval("SELECT payload FROM channel_events WHERE parent_id IS NULL")
@@ -194,6 +197,7 @@ async def test_a_letter_is_closed_although_its_event_was_put_off_on_its_second_w
     world.sim.faults.clear()
     await restart("paused")
     await requeue(world.db, [await world.db.fetchval("SELECT id FROM channel_events")], "test")
+    await world.two_seconds_pass()
     await world.until("SELECT status FROM channel_events", equals="retrying")
     await restart("active")
     await world.db.execute("UPDATE channel_events SET next_attempt_at = now()")

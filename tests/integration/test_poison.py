@@ -71,6 +71,7 @@ async def test_a_delivery_that_is_a_poison_is_parked_without_a_call(world: World
             " WHERE parent_id IS NOT NULL",
             MAX_STARTS,
         )
+        await world.two_seconds_pass()
         told = await core.wait_for(lambda e: e.type == "core.command.failed")
     assert told.data["fault"] == "poison"
     assert len(world.sim.account.calls) == calls

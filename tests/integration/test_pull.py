@@ -18,6 +18,7 @@ from store import pulls
 from store.pulls import Lease
 from telemetry import metrics
 from tests.fleet import CONNECTION, World
+from topology.announce import WakeUp, announce
 from workers.pull import LEASE, LeaseLostError, Pulled, Puller, Pulls, Waiting
 
 STORED = "SELECT count(*) FROM int_reservations"
@@ -52,11 +53,15 @@ def asked(world: World) -> int:
 async def pulling(
     world: World, sleep: Callable[[float], Any] = asyncio.sleep, tell: Callable[[Any], None] = lambda _: None
 ) -> AsyncIterator[Puller]:
-    """A puller as the scheduler has it; the relay wakes what it records."""
+    """A puller as the scheduler has it."""
     async with open_parts("pull", world.settings()) as parts:
+
+        async def wake(wakes: Sequence[WakeUp]) -> None:
+            parts.marks.add(await announce(parts.publisher, wakes))
+
         yield Puller(
             parts.pool, parts.directory, parts.sessions,
-            parts.governor, inbound_attempts(parts.adapters), None,
+            parts.governor, inbound_attempts(parts.adapters), wake,
             overlap=timedelta(minutes=10), random=lambda: 0.5, now=parts.now, sleep=sleep, tell=tell,
         )  # fmt: skip
 

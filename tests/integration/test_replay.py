@@ -42,6 +42,7 @@ async def core(world: World) -> AsyncIterator[CorePms]:
 
 
 async def replayed(world: World) -> dict[str, int]:
+    await world.two_seconds_pass()
     await world.all_settled()
     return {row["status"]: row["n"] for row in await world.db.fetch(REPLAYS)}
 
@@ -109,6 +110,7 @@ async def test_an_update_is_sent_again_and_told_again(world: World, cli: Cli, co
         "SELECT id FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NULL"
     )
     await cli("events", "replay", str(command))  # of a command: its deliveries
+    await world.two_seconds_pass()
     await core.wait_for(lambda _: len(core.of("core.command.succeeded")) == 3, timeout=20)
     assert booking["numAdult"] == 3
     assert len(world.sim.account.bookings) == 1
@@ -172,6 +174,7 @@ async def test_what_was_edited_is_replayed_as_edited(world: World, cli: Cli, cor
     letter = str(await world.db.fetchval("SELECT id FROM dead_letters"))
     await cli("dlq", "edit", letter, "--set", "adults=4")
     await cli("dlq", "requeue", letter)
+    await world.two_seconds_pass()
     await ended(core, "pms.booking.update")
     (booking,) = world.sim.account.bookings.values()
     booking["numAdult"] = 1
