@@ -8,6 +8,7 @@ a moment longer for company.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Gather(Generic[T, R]):
 
     flights  batches under way at once, while they are small
     linger   seconds that items wait for company after the end of a batch that was not small; 0: they never wait
+    pace     seconds from the begin of a small batch to that of the next
     """
 
     def __init__(
@@ -38,13 +40,16 @@ class Gather(Generic[T, R]):
         most: int = 200,
         flights: int = 2,
         linger: float = 0.0,
+        pace: float = 0.0,
         waiting: int = 10_000,
     ) -> None:
         self._act = act
         self._most = most
         self._flights = flights
         self._linger = linger
+        self._pace = pace
         self._last = 0  # size of the last batch
+        self._began = -inf  # when it began, on the loop's clock
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
@@ -84,8 +89,9 @@ class Gather(Generic[T, R]):
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()
-        if self._busy and len(self._items) < self._most:
-            loop.call_later(self._linger, self._start)
+        wait = self._linger if self._busy else self._began + self._pace - loop.time()
+        if wait > 0 and len(self._items) < self._most:
+            loop.call_later(wait, self._start)
         else:
             loop.call_soon(self._start)
 
@@ -93,7 +99,7 @@ class Gather(Generic[T, R]):
         self._scheduled = False
         while self._items and self._has_room:
             batch, self._items = self._items[: self._most], self._items[self._most :]
-            self._last = len(batch)
+            self._last, self._began = len(batch), asyncio.get_running_loop().time()
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._landed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from schemas.event import Event, MalformedMessageError, decode
@@ -44,15 +45,27 @@ class Intake:
     most     events in a batch (a single message may bring more)
     flights  batches performed at once, while they are small
     linger   seconds that messages wait for company after the end of a batch that was not small; 0: they never wait
+    pace     seconds from the begin of a small batch to that of the next
     """
 
-    def __init__(self, stage: Stage, *, queue: str, most: int = 200, flights: int = 1, linger: float = 0.0) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        queue: str,
+        most: int = 200,
+        flights: int = 1,
+        linger: float = 0.0,
+        pace: float = 0.0,
+    ) -> None:
         self._stage = stage
         self._queue = queue
         self._most = most
         self._flights = flights
         self._linger = linger
+        self._pace = pace
         self._last = 0  # events of the last batch
+        self._began = -inf  # when it began, on the loop's clock
         self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -108,8 +121,9 @@ class Intake:
         if not self._scheduled and self._has_room and not self._stopping:
             self._scheduled = True
             loop = asyncio.get_running_loop()
-            if self._busy:
-                loop.call_later(self._linger, self._start)
+            wait = self._linger if self._busy else self._began + self._pace - loop.time()
+            if wait > 0:
+                loop.call_later(wait, self._start)
             else:
                 loop.call_soon(self._start)
 
@@ -142,7 +156,7 @@ class Intake:
             size += len(events)
             if _came_back(incoming):
                 break
-        self._last = size
+        self._last, self._began = size, asyncio.get_running_loop().time()
         return batch
 
     def _landed(self, task: asyncio.Task[None]) -> None:
