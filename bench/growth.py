@@ -33,7 +33,7 @@ from store.pool import API_ROLE, as_company, open_pool
 from store.retention import WALKS, Keep
 from store.seal import KeyFile, join
 from store.settle import FinishRow, finish
-from workers.relay import BATCH, DUE, EXPIRED, STALE, UNPUBLISHED
+from workers.relay import BATCH, STALE, UNPUBLISHED, UNTOLD
 from workers.results import command_ended, reservation_upserted
 
 from . import past
@@ -224,17 +224,9 @@ async def deliver(place: Place, spent: Spent) -> int:
 
 
 async def look_in_vain(place: Place, spent: Spent) -> int:
-    """Scheduler: every look of one round, with nothing to be found."""
+    """Scheduler: one round, with nothing to be found."""
     with spent.timing():
-        for look in (DUE, EXPIRED):
-            async with place.db.transaction():
-                await relay.take(place.db, look, BATCH)
-        async with place.db.transaction():
-            await relay.take_in_turn(place.db, UNPUBLISHED, BATCH)
-        await relay.stale(place.db, STALE, BATCH)
-        async with place.db.transaction():
-            await results.untold(place.db, 2.0, 10)
-            await relay.outbox(place.db, BATCH)
+        await relay.waiting(place.db, UNPUBLISHED, STALE, UNTOLD)
     return 1
 
 

@@ -52,6 +52,26 @@ class OutboxRow:
     idempotency_key: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Whether there is anything for each look."""
+
+    unpublished: bool
+    due: bool
+    expired: bool
+    stale: bool
+    untold: bool
+    outbox: bool
+
+
+async def waiting(connection: Connection, unpublished: Look, stale: Look, untold: float) -> Waiting:
+    """untold: seconds for which results are left to who made them"""
+    row = await connection.fetchrow(_SQL["waiting"], unpublished.grace, stale.grace, untold)
+    if row is None:
+        raise AssertionError("a select without a table has a row")
+    return Waiting(*row)
+
+
 async def take(connection: Connection, look: Look, limit: int) -> list[Asleep]:
     """Marks the rows as woken and returns them; the caller publishes after the commit."""
     return await _asleep(connection, await connection.fetch(_SQL[look.name], look.grace, limit))

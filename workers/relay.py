@@ -49,6 +49,7 @@ BATCH = 500
 LEAST, MOST = 50, 1_000  # rows that nobody had woken, on their way at once
 LONG = 20  # messages ready, beyond what the workers hold: in such a queue a wake-up is not lost, it has not come up yet
 KNOWN = 5.0  # seconds for which a queue's length is taken as known
+UNTOLD = 2.0  # seconds; results are told within milliseconds, and their marks follow within a second
 BATCHES = 10  # of results
 
 
@@ -77,14 +78,10 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; several schedulers may run it at once."""
-        steps = (self.wake_due, self.wake_expired, self.wake_stale, self.tell, self.take_outbox)
         while not stop.is_set():
             found = 0
             try:
-                # Not at once again, whatever it finds: what is settled from one look to the next is its measure.
-                await self.wake_unpublished()
-                for step in steps:
-                    found += await step()
+                found = await self._round()
             except Exception as error:
                 if not is_outage(error):
                     raise
@@ -92,6 +89,24 @@ class Relay:
                 _log.warning("database away, looking again", extra=about(error_type=type(error).__name__))
             if found < BATCH:
                 await _sleep(stop, self._pause)
+
+    async def _round(self) -> int:
+        """returns how much was found, where the next round should look at once"""
+        async with self._pool.acquire() as connection:
+            waiting = await store.waiting(connection, UNPUBLISHED, STALE, UNTOLD)
+        if waiting.unpublished:
+            # Not at once again, whatever it finds: what is settled from one look to the next is its measure.
+            await self.wake_unpublished()
+        else:
+            self._room, self._turn = LEAST, ""
+        steps = (
+            (waiting.due, self.wake_due),
+            (waiting.expired, self.wake_expired),
+            (waiting.stale, self.wake_stale),
+            (waiting.untold, self.tell),
+            (waiting.outbox, self.take_outbox),
+        )
+        return sum([await step() for some, step in steps if some])
 
     async def wake_unpublished(self) -> int:
         async def take(connection: Connection) -> list[Asleep]:
@@ -155,7 +170,7 @@ class Relay:
         if not self._publisher.ready:
             return 0
         async with self._pool.acquire() as connection, connection.transaction():
-            batches = await results.untold(connection, 2.0, BATCHES)
+            batches = await results.untold(connection, UNTOLD, BATCHES)
             told = [batch.id for batch in batches if await publish(self._publisher, batch)]
             await results.told(connection, told)
             metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches))

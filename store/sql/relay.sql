@@ -3,6 +3,17 @@
 -- never a row, because the mark runs out. Times are compared with now() and not with the clock, which no index
 -- can be asked for: a look would read all that waits to find nothing.
 
+-- name: waiting
+-- Which of the looks below would find something: mostly none, and then this is all that a round costs.
+SELECT
+    EXISTS (SELECT FROM channel_events WHERE status = 'received' AND published_at IS NULL
+            AND received_at < now() - make_interval(secs => $1)) AS unpublished,
+    EXISTS (SELECT FROM channel_events WHERE status = 'retrying' AND next_attempt_at <= now()) AS due,
+    EXISTS (SELECT FROM channel_events WHERE status = 'processing' AND lease_until < now()) AS expired,
+    EXISTS (SELECT FROM channel_events WHERE status = 'received' AND published_at < now() - make_interval(secs => $2)) AS stale,
+    EXISTS (SELECT FROM core_batches WHERE created_at < now() - make_interval(secs => $3)) AS untold,
+    EXISTS (SELECT FROM outbox WHERE taken_at IS NULL) AS outbox
+
 -- name: unpublished
 -- Recorded, and not confirmed by the broker within $1 seconds. Companies take turns, beginning after $3, each with its oldest
 -- rows. All who wait share $2: of one company no more facts than its share, at least 20, may be announced and not settled.
