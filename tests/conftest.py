@@ -34,6 +34,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     local.delete(folder, print)
 
 
+@pytest.hookimpl(trylast=True)  # when the processes of the run are gone
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where the run was told to stop, and they were not, they ended without a word to their servers."""
+    if session.config.getoption("numprocesses", None):
+        for lock in session.config._tmp_path_factory.getbasetemp().glob("popen-*/*/lock"):
+            local.delete(lock.parent, print)
+
+
 @pytest.fixture
 async def database_url(stack: Stack) -> AsyncIterator[str]:
     """A migrated, empty database of this test's own: a copy, which takes a tenth of a migration."""
