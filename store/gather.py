@@ -25,12 +25,40 @@ class GatherFull(Exception):  # noqa: N818 - a state, not a fault
     """More callers wait than `waiting` allows."""
 
 
-class Gather(Generic[T, R]):
-    """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
+class Rhythm:
+    """When the next batch begins.
 
     flights  batches under way at once, while they are small
     linger   seconds that items wait for company after the end of a batch that was not small; 0: they never wait
     pace     seconds from the begin of a small batch to that of the next
+    """
+
+    def __init__(self, flights: int, linger: float, pace: float) -> None:
+        self._flights = flights
+        self._linger = linger
+        self._pace = pace
+        self._last = 0  # size of the last batch
+        self._began = -inf  # when it began
+
+    def has_room(self, under_way: int) -> bool:
+        return under_way < (1 if self._busy else self._flights)
+
+    def wait(self, now: float) -> float:
+        """Seconds, by the loop's clock like `now`; none if not above 0."""
+        return self._linger if self._busy else self._began + self._pace - now
+
+    def begins(self, size: int, now: float) -> None:
+        self._last, self._began = size, now
+
+    @property
+    def _busy(self) -> bool:
+        return self._linger > 0 and self._last >= BUSY
+
+
+class Gather(Generic[T, R]):
+    """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
+
+    flights, linger, pace   see Rhythm
     """
 
     def __init__(
@@ -45,11 +73,7 @@ class Gather(Generic[T, R]):
     ) -> None:
         self._act = act
         self._most = most
-        self._flights = flights
-        self._linger = linger
-        self._pace = pace
-        self._last = 0  # size of the last batch
-        self._began = -inf  # when it began, on the loop's clock
+        self._rhythm = Rhythm(flights, linger, pace)
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
@@ -65,7 +89,7 @@ class Gather(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._items.append((item, future))
-        if self._has_room:
+        if self._rhythm.has_room(len(self._tasks)):
             self._schedule()
         return future
 
@@ -76,20 +100,12 @@ class Gather(Generic[T, R]):
                 self._start()
             await asyncio.wait(set(self._tasks))
 
-    @property
-    def _busy(self) -> bool:
-        return self._linger > 0 and self._last >= BUSY
-
-    @property
-    def _has_room(self) -> bool:
-        return len(self._tasks) < (1 if self._busy else self._flights)
-
     def _schedule(self) -> None:
         if self._scheduled:
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()
-        wait = self._linger if self._busy else self._began + self._pace - loop.time()
+        wait = self._rhythm.wait(loop.time())
         if wait > 0 and len(self._items) < self._most:
             loop.call_later(wait, self._start)
         else:
@@ -97,9 +113,10 @@ class Gather(Generic[T, R]):
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._items and self._has_room:
+        now = asyncio.get_running_loop().time()
+        while self._items and self._rhythm.has_room(len(self._tasks)):
             batch, self._items = self._items[: self._most], self._items[self._most :]
-            self._last, self._began = len(batch), asyncio.get_running_loop().time()
+            self._rhythm.begins(len(batch), now)
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._landed)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from schemas.event import Event, MalformedMessageError, decode
-from store.gather import BUSY
+from store.gather import Rhythm
 from telemetry.logs import about
 
 if TYPE_CHECKING:
@@ -42,10 +41,8 @@ class Stage(Protocol):
 class Intake:
     """The handler of one consumer.
 
-    most     events in a batch (a single message may bring more)
-    flights  batches performed at once, while they are small
-    linger   seconds that messages wait for company after the end of a batch that was not small; 0: they never wait
-    pace     seconds from the begin of a small batch to that of the next
+    most                    events in a batch (a single message may bring more)
+    flights, linger, pace   of its batches: see store.gather.Rhythm
     """
 
     def __init__(
@@ -61,11 +58,7 @@ class Intake:
         self._stage = stage
         self._queue = queue
         self._most = most
-        self._flights = flights
-        self._linger = linger
-        self._pace = pace
-        self._last = 0  # events of the last batch
-        self._began = -inf  # when it began, on the loop's clock
+        self._rhythm = Rhythm(flights, linger, pace)
         self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -110,18 +103,14 @@ class Intake:
         return self._consumer
 
     @property
-    def _busy(self) -> bool:
-        return self._linger > 0 and self._last >= BUSY
-
-    @property
     def _has_room(self) -> bool:
-        return len(self._tasks) < (1 if self._busy else self._flights)
+        return self._rhythm.has_room(len(self._tasks)) and not self._stopping
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._has_room and not self._stopping:
+        if not self._scheduled and self._has_room:
             self._scheduled = True
             loop = asyncio.get_running_loop()
-            wait = self._linger if self._busy else self._began + self._pace - loop.time()
+            wait = self._rhythm.wait(loop.time())
             if wait > 0:
                 loop.call_later(wait, self._start)
             else:
@@ -129,7 +118,7 @@ class Intake:
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._waiting and self._has_room and not self._stopping:
+        while self._waiting and self._has_room:
             batch = self._next_batch()
             if batch:
                 task = asyncio.create_task(self._run(batch))
@@ -156,7 +145,7 @@ class Intake:
             size += len(events)
             if _came_back(incoming):
                 break
-        self._last, self._began = size, asyncio.get_running_loop().time()
+        self._rhythm.begins(size, asyncio.get_running_loop().time())
         return batch
 
     def _landed(self, task: asyncio.Task[None]) -> None:
