@@ -13,15 +13,15 @@ _used = 0
 
 
 def uuid7() -> uuid.UUID:
+    """After the milliseconds their parts, a quarter of a microsecond each: what one process makes is in the order of its making."""
     global _random, _used  # noqa: PLW0603 - a buffer, of one thread
-    if _used + 10 > len(_random):
+    if _used + 8 > len(_random):
         _random, _used = os.urandom(_POOL), 0
-    tail = _random[_used : _used + 10]
-    _used += 10
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(tail, "big")
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return uuid.UUID(int=value)
+    tail = _random[_used : _used + 8]
+    _used += 8
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    high = milliseconds << 16 | 0x7000 | rest * 4096 // 1_000_000
+    return uuid.UUID(int=high << 64 | 0x2 << 62 | int.from_bytes(tail, "big") >> 2)
 
 
 def derived(origin: uuid.UUID, name: str) -> uuid.UUID:
