@@ -146,6 +146,14 @@ class Load:
         await asyncio.gather(*(sender() for _ in range(4)))
         self.facts |= {str(id_): vendors_stay(booking) for id_, booking in truth(lives).items()}
 
+    async def backwards(self) -> None:
+        """A booking's whole life, the end of it first, each state when the one that follows it is settled."""
+        life = generate(self._dice.randrange(2**31), 1, 3, first_id=91_000_000 + 10 * next(_numbers))
+        for change in reversed(life):
+            await self.deliver(change.body)
+            await self._ground.world.all_settled()
+        self.facts |= {str(id_): vendors_stay(booking) for id_, booking in truth(life).items()}
+
     async def hint(self) -> None:
         """A guest books and changes; the webhook says only which booking."""
         account = self._ground.world.sim.account

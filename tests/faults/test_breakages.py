@@ -23,6 +23,12 @@ async def histories(ground: Ground, load: Load, broken: str) -> None:
     await load.history(8, 4)
 
 
+async def backwards(ground: Ground, load: Load, broken: str) -> None:
+    """One by one: what comes in one batch is put in order before it comes to the fence."""
+    ground.begin("inbound", {"broken": broken})
+    await load.backwards()
+
+
 async def stories(ground: Ground, load: Load, broken: str) -> None:
     ground.begin("outbound", {"broken": broken})
     ground.slow("POST /bookings", 0.4, 20)
@@ -62,7 +68,7 @@ SCENES: dict[str, tuple[Scene, str]] = {
     "forgets_a_status": (histories, "open: "),
     "tells_twice": (histories, "has 2 results"),
     "tells_before_the_commit": (histories, "was heard and is not stored"),
-    "has_no_fence": (histories, "state: booking"),
+    "has_no_fence": (backwards, "state: booking"),
     "acks_first": (killed_at("outbound.adopt.before", lambda load: load.story("exchange")), "lost: command"),
     "answers_first": (killed_at("ingress.insert.before", lambda load: load.history()), "lost: accepted"),
     "has_no_lanes": (stories, "pms.booking.update"),
