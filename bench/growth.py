@@ -28,6 +28,7 @@ from rich.table import Table
 
 from ops.stack.errors import StackError
 from schemas.ids import derived, uuid7
+from schemas.vocabulary import Result
 from store import dead_letters, events, inbound, ingest, migrate, outbound, relay, results, retention
 from store.pool import API_ROLE, as_company, open_pool
 from store.retention import WALKS, Keep
@@ -141,33 +142,26 @@ async def record(place: Place, spent: Spent) -> int:
 
 
 async def settle_inbound(place: Place, spent: Spent) -> int:
-    """Inbound worker: load, then state, status and results in one transaction, then the mark that they were told."""
+    """Inbound worker: load, then state, status and results in one statement, then the mark that they were told."""
     batch, place.recorded = place.recorded[:100], place.recorded[100:]
     with spent.timing():
         rows = await inbound.load(place.db, [fact.id for _, fact in batch])
-    states, told = [], []
+    states = []
     for number, fact in batch:
         row, known = rows[fact.id], place.tenants.known(number)
         payload = join(orjson.loads(row.payload), known.cipher.open(row.sealed))
         sourced = past.state(row.id, row.entity_external_id, payload, known)
+        told = reservation_upserted(sourced.entity, row.connection_id, "beds24")
         states.append(
-            inbound.ReservationRow(
-                row.company_id, row.connection_id, row.id, known.cipher, sourced, row.payload, row.sealed
-            )
-        )
-        told.append(
-            reservation_upserted(
-                sourced.entity, company_id=row.company_id, connection_id=row.connection_id, vendor="beds24",
-                internal_id=str(row.id), guest_id=row.id, created=False, cause_id=row.id, trace=row.trace,
+            inbound.StateRow(
+                row.company_id, row.connection_id, row.id, known.cipher, sourced, row.payload, row.sealed, told,
+                row.trace,
             )
         )  # fmt: skip
     with spent.timing():
-        async with place.db.transaction():
-            await inbound.upsert_reservations(place.db, states, uuid7)
-            await finish(place.db, [_done(fact.id) for _, fact in batch])
-            kept = await results.keep(place.db, told)
-        if kept is not None:
-            await results.told(place.db, [kept.id])
+        stored = await inbound.apply_states(place.db, states, settled_from=datetime.now(UTC))
+        if stored.told is not None:
+            await results.told(place.db, [stored.told.id])
     return len(batch)
 
 
@@ -203,7 +197,7 @@ async def deliver(place: Place, spent: Spent) -> int:
     notes = [(row.id, row.company_id, row.connection_id, None, f"staybus:{row.id}", "{}") for row in claimed]
     exchanges = [(row.id, row.company_id, row.payload, '{"success": true}') for row in claimed]
     told = [
-        command_ended("core.command.succeeded", company_id=row.company_id, connection_id=row.connection_id,
+        command_ended(Result.COMMAND_SUCCEEDED, company_id=row.company_id, connection_id=row.connection_id,
                       subject=row.entity_internal_id, command_type=row.event_type, cause_id=row.id, trace=None)
         for row in claimed
     ]  # fmt: skip

@@ -143,16 +143,14 @@ def _statements(count: int, tenants: Tenants, reservations: int) -> dict[str, st
     known = tenants.known(model)
     row = fact(model, known, datetime.now(UTC))
     sourced = state(row.id, row.entity_external_id, orjson.loads(row.payload), known)
-    result = reservation_upserted(
-        sourced.entity, company_id="c", connection_id=known.connection.id, vendor="beds24", internal_id=str(row.id),
-        guest_id=row.id, created=False, cause_id=row.id, trace=None,
-    )  # fmt: skip
+    named = {"reservationId": str(row.id), "created": False, "guestId": str(row.id)}
+    result = named | orjson.loads(reservation_upserted(sourced.entity, known.connection.id, "beds24"))
     personal = known.cipher.open(row.sealed)
     sealed = ", ".join(f"decode('{(cipher.seal(personal) or b'').hex()}', 'hex')" for cipher in tenants.ciphers)
     words = {
         ":payload": _quoted(row.payload),
         ":sealed": f"(ARRAY[{sealed}])",  # by company: one cannot open another's
-        ":result": _quoted(result.data),
+        ":result": _quoted(orjson.dumps(result).decode()),
         ":raw": _quoted(row.payload),
         ":total": str(count),
         ":reservations": str(reservations),

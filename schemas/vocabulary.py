@@ -21,6 +21,14 @@ class EventStatus(StrEnum):
 OPEN_STATUSES = (EventStatus.RECEIVED, EventStatus.PROCESSING, EventStatus.RETRYING)
 
 
+class Result(StrEnum):
+    """What the core and whoever listens are told: types of events."""
+
+    RESERVATION_UPSERTED = "core.reservation.upserted"
+    COMMAND_SUCCEEDED = "core.command.succeeded"
+    COMMAND_FAILED = "core.command.failed"
+
+
 class DeadLetterStatus(StrEnum):
     PENDING = "pending"
     RETRYING = "retrying"

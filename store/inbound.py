@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import asyncpg
 import orjson
 
+from schemas.ids import uuid7
+from schemas.vocabulary import Result
+
+from .results import Batch, CoreEventRow
+from .settle import SettledElsewhereError
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from schemas.entities import Availability, Property, Reservation, RoomType, Sourced
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
 
 _SQL = statements("inbound")
 _GUESTS = uuid.UUID("0d2b6a5e-6c0f-5b5e-9a58-0f6f2f9b7f10")
+_SETTLED_ELSEWHERE = "SB001"  # SQLSTATE of the function settled_elsewhere
 
 
 @dataclass(slots=True)
@@ -46,18 +53,13 @@ class InboundRow:
 
 
 @dataclass(slots=True)
-class Applied:
-    """A reservation that passed the fence."""
+class StateRow:
+    """A state of a reservation.
 
-    internal_id: str
-    guest_id: UUID | None
-    created: bool
-
-
-@dataclass(slots=True)
-class ReservationRow:
-    """A reservation to store for one connection; raw is the vendor's document as JSON text without personal data, sealed
-    holds that."""
+    raw, sealed  the vendor's document as JSON text without personal data, and that
+    told         what others hear of it if it is applied, as a JSON object to which the database adds reservationId, created
+                 and guestId; None: nothing
+    """
 
     company_id: str
     connection_id: str
@@ -66,10 +68,28 @@ class ReservationRow:
     sourced: Sourced[Reservation]
     raw: str
     sealed: bytes | None
+    told: str | None = None
+    trace: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         return self.connection_id, self.sourced.entity.external_id
+
+
+@dataclass(slots=True)
+class Applied:
+    """A state that passed the fence. created: the first of its reservation"""
+
+    internal_id: str
+    created: bool
+
+
+@dataclass(slots=True)
+class Stored:
+    """applied: by event and external id. told: the results, kept and not published yet"""
+
+    applied: dict[tuple[UUID, str], Applied]
+    told: Batch | None
 
 
 async def load(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, InboundRow]:
@@ -123,30 +143,42 @@ async def stored_states(
     return {(row["connection_id"], row["external_id"]): dict(list(row.items())[2:]) for row in rows}
 
 
-async def upsert_reservations(
-    connection: Connection, rows: Iterable[ReservationRow], new_id: Callable[[], UUID]
-) -> dict[tuple[UUID, str], Applied]:
+async def apply_states(
+    connection: Connection, rows: Iterable[StateRow], *, settled_from: datetime | None = None
+) -> Stored:
     """Applies what passes the fence; of several states of one reservation only the newest is tried.
 
-    returns  (event id, external id) → what became of it, for those that were applied
+    settled_from  given: the events of what is applied are done with it, at their first attempt, begun at this time; every
+                  event has one state then, and without a transaction around it this is one
+    raises  SettledElsewhereError, and nothing was applied: one of these events is not open any more
     """
-    newest: dict[tuple[str, str], ReservationRow] = {}
+    newest: dict[tuple[str, str], StateRow] = {}
     for row in rows:
         known = newest.get(row.key)
         if known is None or known.sourced.version < row.sourced.version:
             newest[row.key] = row
     if not newest:
-        return {}
-    given = [_reservation_row(row, new_id()) for row in newest.values()]
-    return {
-        (newest[r["connection_id"], r["external_id"]].event_id, r["external_id"]): Applied(
-            r["internal_id"], r["guest_id"], r["created"]
-        )
-        for r in await connection.fetch(_SQL["upsert_reservations"], given)
-    }
+        return Stored({}, None)
+    given = [_state_row(row) for row in newest.values()]
+    keys = ["\n".join(key) for key in newest]
+    type_, batch_id = Result.RESERVATION_UPSERTED.value, uuid7()
+    try:
+        found = await connection.fetch(_SQL["apply_states"], given, keys, settled_from, type_, batch_id)
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == _SETTLED_ELSEWHERE:
+            raise SettledElsewhereError from error
+        raise
+    applied, results = {}, []
+    for connection_id, external_id, internal_id, created, result_id, data in found:
+        row = newest[connection_id, external_id]
+        applied[row.event_id, external_id] = Applied(internal_id, created)
+        if result_id is not None:
+            cause = row.event_id, row.trace, result_id
+            results.append(CoreEventRow(row.company_id, connection_id, type_, internal_id, data, *cause))
+    return Stored(applied, Batch(batch_id, results) if results else None)
 
 
-async def overtaken(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
+async def overtaken(connection: Connection, rows: Sequence[StateRow]) -> set[UUID]:
     """rows: as the vendor's API said. The events of those that must be asked for again, because a webhook came meanwhile."""
     if not rows:
         return set()
@@ -160,7 +192,7 @@ async def overtaken(connection: Connection, rows: Sequence[ReservationRow]) -> s
     return {found["event_id"] for found in await connection.fetch(_SQL["overtaken"], *columns)}
 
 
-async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) -> set[UUID]:
+async def same_moment(connection: Connection, rows: Sequence[StateRow]) -> set[UUID]:
     """Of these, which were not applied: the events whose state has the modification time of what another event stored."""
     if not rows:
         return set()
@@ -168,18 +200,19 @@ async def same_moment(connection: Connection, rows: Sequence[ReservationRow]) ->
     return {found["event_id"] for found in await connection.fetch(_SQL["same_moment"], *columns)}
 
 
-def _reservation_row(row: ReservationRow, new_id: UUID) -> tuple[Any, ...]:
-    """Of the type reservation_row."""
+def _state_row(row: StateRow) -> tuple[Any, ...]:
+    """Of the type state_row."""
     r, version, guest = row.sourced.entity, row.sourced.version, row.sourced.entity.guest
     known = guest is not None and guest.is_known()
     return (
-        new_id, row.company_id, row.connection_id, r.external_id, r.external_property_id, r.external_room_type_id,
+        uuid7(), row.company_id, row.connection_id, r.external_id, r.external_property_id, r.external_room_type_id,
         r.external_unit_id, uuid.uuid5(_GUESTS, f"{row.connection_id}\n{r.external_id}") if known else None, r.status,
         r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference,
         r.booked_at, r.cancelled_at, row.raw, row.sealed,
         version.modified_at, version.observed_at, version.rank, row.event_id,
         row.cipher.seal(guest.model_dump(include=SEALED_GUEST, exclude_none=True)) if guest and known else None,
         guest.language if guest else None, guest.country if guest else None, _command(r.marker),
+        uuid7() if row.told else None, row.told, row.trace,
     )  # fmt: skip
 
 
@@ -223,11 +256,10 @@ async def upsert_properties(
     company_id: str,
     connection_id: str,
     found: Sequence[Sourced[Property]],
-    new_id: Callable[[], UUID],
 ) -> None:
     columns = zip(
         *(
-            (new_id(), company_id, connection_id, s.entity.external_id, s.entity.name, s.entity.currency,
+            (uuid7(), company_id, connection_id, s.entity.external_id, s.entity.name, s.entity.currency,
              s.entity.timezone, s.entity.country, s.entity.city, s.entity.address, orjson.dumps(s.document).decode(),
              s.version.modified_at, s.version.observed_at, s.version.tie)
             for s in found
@@ -243,11 +275,10 @@ async def upsert_room_types(
     company_id: str,
     connection_id: str,
     found: Sequence[Sourced[RoomType]],
-    new_id: Callable[[], UUID],
 ) -> None:
     columns = zip(
         *(
-            (new_id(), company_id, connection_id, s.entity.external_id, s.entity.external_property_id, s.entity.name,
+            (uuid7(), company_id, connection_id, s.entity.external_id, s.entity.external_property_id, s.entity.name,
              s.entity.quantity, s.entity.max_occupancy, orjson.dumps(s.document).decode(), s.version.modified_at,
              s.version.observed_at, s.version.tie)
             for s in found

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from schemas.ids import uuid7
-from schemas.vocabulary import EventStatus
 
 from .statements import statements
 
@@ -19,7 +18,10 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("settle")
-_DONE = EventStatus.DONE.value
+
+
+class SettledElsewhereError(Exception):
+    """Another worker had some of these events too, and was quicker."""
 
 
 @dataclass(slots=True)
@@ -37,11 +39,6 @@ class FinishRow:
     keep_attempt: bool
     outcome: str
     started_at: datetime
-
-    @property
-    def plain(self) -> bool:
-        """Done at the first attempt, with nothing to remember."""
-        return self.status == _DONE and self.attempts == 1 and self.starts == 0 and not self.keep_attempt
 
 
 @dataclass(slots=True)
@@ -73,22 +70,15 @@ class DeadLetterRow:
 
 async def finish(connection: Connection, rows: Sequence[FinishRow]) -> int:
     """Ends those that are open; the caller owns the transaction. returns how many were"""
-    plain = [row for row in rows if row.plain]
-    others = [row for row in rows if not row.plain]
-    ended = 0
-    if plain:
-        ended += len(await connection.fetch(_SQL["done"], [row.id for row in plain], plain[0].started_at))
-    if others:
-        given = zip(
-            *(
-                (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code,
-                 r.keep_attempt, r.outcome, r.started_at)
-                for r in others
-            ),
-            strict=True,
-        )  # fmt: skip
-        ended += len(await connection.fetch(_SQL["finish"], *given))
-    return ended
+    columns = zip(
+        *(
+            (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code,
+             r.keep_attempt, r.outcome, r.started_at)
+            for r in rows
+        ),
+        strict=True,
+    )  # fmt: skip
+    return len(await connection.fetch(_SQL["finish"], *columns)) if rows else 0
 
 
 async def bury(connection: Connection, rows: Sequence[DeadLetterRow]) -> None:

@@ -12,6 +12,7 @@ import orjson
 
 from adapters.errors import Unmapped
 from adapters.port import Command, Reply
+from schemas.vocabulary import Result
 from store.results import CoreEventRow
 from store.settle import DeadLetterRow, FinishRow
 from telemetry import metrics
@@ -128,9 +129,9 @@ def results_of(work: Work) -> list[CoreEventRow]:
     }
     match outcome:
         case Done():
-            return [results.command_ended(results.COMMAND_SUCCEEDED, **common, externalId=work.external_id)]
+            return [results.command_ended(Result.COMMAND_SUCCEEDED, **common, externalId=work.external_id)]
         case Park(fault=fault, message=message):
-            return [results.command_ended(results.COMMAND_FAILED, **common, fault=fault.value, error=message)]
+            return [results.command_ended(Result.COMMAND_FAILED, **common, fault=fault.value, error=message)]
         case _:
             return []
 

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import AdapterError, NoCredentials, Transient
 from adapters.port import Effects, Hint, Recorded
 from schemas.event import SOURCE
-from schemas.ids import uuid7
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
 from store.overlay import document
-from store.results import keep
-from store.settle import bury, finish, resolve
+from store.settle import SettledElsewhereError, bury, finish, resolve
 from telemetry.logs import about
 
 from .decide import MAX_STARTS, decide, poison
@@ -39,17 +37,17 @@ from .inbound_rows import (
     effects_of,
     final,
     finish_row,
+    is_plain,
     observe,
     own_writes_of,
-    reservation_rows,
-    results_of,
+    state_rows,
 )
 from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from schemas.entities import Reservation, Sourced
@@ -77,14 +75,10 @@ _OPEN = frozenset(status.value for status in OPEN_STATUSES)
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """told: results to publish; unsure: works that were left open, because only the vendor knows its present state."""
+    """told: results to publish; left: works that are open still."""
 
     told: Batch | None
-    unsure: list[Work]
-
-
-class _SettledElsewhereError(Exception):
-    """Another worker had some of these events too, and was quicker."""
+    left: Sequence[Work]
 
 
 class _Turns:
@@ -433,18 +427,42 @@ class InboundStage:
     # ------------------------------------------------------------------ settle
 
     async def _settle(self, works: Sequence[Work]) -> list[Work]:
-        """returns the works that could not be settled without asking the vendor"""
+        """Most by one statement, what is left by a transaction. returns the works that only the vendor can decide"""
+        plain: list[Work] = []
+        rest: list[Work] = []
+        for work in works:
+            (plain if is_plain(work) else rest).append(work)
+        rest += await self._settle_by(self._apply, plain)
+        return await self._settle_by(self._commit, rest)
+
+    async def _settle_by(
+        self, act: Callable[[Sequence[Work]], Awaitable[_Settled]], works: Sequence[Work]
+    ) -> list[Work]:
+        """returns the works that it left open"""
         if not works:
             return []
-        batches = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell(batch.told for batch in batches)
-        return [work for batch in batches for work in batch.unsure]
+        parts = await commit(works, act, self._park_alone)
+        await self._teller.tell(part.told for part in parts)
+        return [work for part in parts for work in part.left]
+
+    async def _apply(self, works: Sequence[Work]) -> _Settled:
+        """Plain ones. Left are those whose state the fence did not let pass."""
+        states = [row for work in works for row in state_rows(work)]
+        try:
+            async with self._pool.acquire() as connection:
+                stored = await store.apply_states(connection, states, settled_from=works[0].started_at)
+        except SettledElsewhereError:
+            return _Settled(None, works)
+        ids = {event_id for event_id, _ in stored.applied}
+        done = {work: work.outcome for work in works if work.row.id in ids and isinstance(work.outcome, Done)}
+        observe([*done], [*done.values()], self._now())
+        return _Settled(stored.told, [work for work in works if work not in done])
 
     async def _commit(self, works: Sequence[Work]) -> _Settled:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 return await self._write(connection, works)
-        except _SettledElsewhereError:  # rolled back; now only those that are open, and they stay so
+        except SettledElsewhereError:  # rolled back; now only those that are open, and they stay so
             async with self._pool.acquire() as connection, connection.transaction():
                 open_ids = await store.lock_open(connection, [work.row.id for work in works])
                 return await self._write(connection, [work for work in works if work.row.id in open_ids])
@@ -459,7 +477,7 @@ class InboundStage:
     async def _unmark(self, connection: Connection, works: Sequence[Work]) -> None:
         """An echo that also brings what somebody else changed is told like any other state."""
         echoes = [work for work in works if work.said is not None]
-        keys = [row.key for work in echoes for row in reservation_rows(work)]
+        keys = [row.key for work in echoes for row in state_rows(work)]
         stored = await store.stored_states(connection, keys)
         for work in echoes:
             match work.outcome:
@@ -471,21 +489,23 @@ class InboundStage:
                     pass
 
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
-        """raises _SettledElsewhereError"""
+        """raises SettledElsewhereError"""
         if not works:
             return _Settled(None, [])
         await self._unmark(connection, works)
-        states = [row for work in works for row in reservation_rows(work)]
+        states = [row for work in works for row in state_rows(work)]
         overtaken = await store.overtaken(connection, [row for row in states if row.sourced.version.asked])
         states = [row for row in states if row.event_id not in overtaken]
-        applied = await store.upsert_reservations(connection, states, uuid7)
+        stored = await store.apply_states(connection, states)
         fetched = {work.row.id for work in works if work.fetched}
-        behind = [row for row in states if (row.event_id, row.key[1]) not in applied and row.event_id not in fetched]
+        behind = [
+            row for row in states if (row.event_id, row.key[1]) not in stored.applied and row.event_id not in fetched
+        ]
         doubtful = overtaken | await store.same_moment(connection, behind)
         unsure = [work for work in works if work.row.id in doubtful]
         works = [work for work in works if work.row.id not in doubtful]
         if not works:
-            return _Settled(None, unsure)
+            return _Settled(stored.told, unsure)
         nights = await store.upsert_availability(
             connection,
             [
@@ -498,21 +518,12 @@ class InboundStage:
             effects = effects_of(work)
             if effects.properties or effects.room_types:
                 row = work.row
-                await store.upsert_properties(connection, row.company_id, row.connection_id, effects.properties, uuid7)
-                await store.upsert_room_types(connection, row.company_id, row.connection_id, effects.room_types, uuid7)
-        finals = [final(work, applied, nights) for work in works]
+                await store.upsert_properties(connection, row.company_id, row.connection_id, effects.properties)
+                await store.upsert_room_types(connection, row.company_id, row.connection_id, effects.room_types)
+        finals = [final(work, stored.applied, nights) for work in works]
         rows = [finish_row(work, outcome, self._now()) for work, outcome in zip(works, finals, strict=True)]
         if await finish(connection, rows) < len(rows):
-            raise _SettledElsewhereError
-        told = await keep(
-            connection,
-            [
-                result
-                for work, outcome in zip(works, finals, strict=True)
-                if isinstance(outcome, Done)
-                for result in results_of(work, applied)
-            ],
-        )
+            raise SettledElsewhereError
         parked = [(work, outcome) for work, outcome in zip(works, finals, strict=True) if isinstance(outcome, Park)]
         await bury(connection, [dead_letter(work, outcome) for work, outcome in parked])
         await resolve(
@@ -524,7 +535,7 @@ class InboundStage:
             ],
         )
         observe(works, finals, self._now())
-        return _Settled(told, unsure)
+        return _Settled(stored.told, unsure)
 
 
 def _may_be_of_one(error: Exception) -> bool:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from adapters.port import Effects, Hint
-from store.inbound import ReservationRow
-from store.results import CoreEventRow
+from store.inbound import StateRow
 from store.seal import split
 from store.settle import DeadLetterRow, FinishRow
 from telemetry import metrics
 from telemetry.logs import about
 
-from . import results
 from .outcome import Defer, Done, Outcome, Park, Retry, Skip, ending
+from .results import reservation_upserted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,13 +47,31 @@ class Work:
     said: dict[str, Any] | None = None  # by ourselves, where the fact is an echo of it
 
 
-def reservation_rows(work: Work) -> list[ReservationRow]:
+def is_plain(work: Work) -> bool:
+    """Whether one state is all that it brings, at its first attempt: if that is applied, the event is done with it."""
+    match work.outcome:
+        case Done(result=Effects(reservations=(sourced,), availability=(), properties=(), room_types=())):
+            row = work.row
+            return not sourced.version.asked and row.attempts == 0 and row.error_class is None
+        case _:
+            return False
+
+
+def state_rows(work: Work) -> list[StateRow]:
+    """What is only stored, because the core said it itself, is told to nobody."""
     if work.known is None:
         return []
-    row, cipher = work.row, work.known.cipher
+    row, cipher, told = work.row, work.known.cipher, isinstance(work.outcome, Done)
     return [
-        ReservationRow(
-            row.company_id, row.connection_id, row.id, cipher, sourced, *_kept(work, sourced.document, cipher)
+        StateRow(
+            row.company_id,
+            row.connection_id,
+            row.id,
+            cipher,
+            sourced,
+            *_kept(work, sourced.document, cipher),
+            reservation_upserted(sourced.entity, row.connection_id, work.vendor) if told else None,
+            row.trace,
         )
         for sourced in effects_of(work).reservations
     ]
@@ -112,28 +129,6 @@ def finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
         outcome=end.word,
         started_at=work.started_at,
     )
-
-
-def results_of(work: Work, applied: Mapping[tuple[UUID, str], Applied]) -> list[CoreEventRow]:
-    row = work.row
-    found = []
-    for sourced in effects_of(work).reservations:
-        stored = applied.get((row.id, sourced.entity.external_id))
-        if stored is not None:
-            found.append(
-                results.reservation_upserted(
-                    sourced.entity,
-                    company_id=row.company_id,
-                    connection_id=row.connection_id,
-                    vendor=work.vendor,
-                    internal_id=stored.internal_id,
-                    guest_id=stored.guest_id,
-                    created=stored.created,
-                    cause_id=row.id,
-                    trace=row.trace,
-                )
-            )
-    return found
 
 
 def dead_letter(work: Work, outcome: Park) -> DeadLetterRow:

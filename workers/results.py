@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from schemas.entities import Reservation
+from schemas.vocabulary import Result
 from store.results import CoreEventRow
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-RESERVATION_UPSERTED = "core.reservation.upserted"
-COMMAND_SUCCEEDED = "core.command.succeeded"
-COMMAND_FAILED = "core.command.failed"
 
 # Wire name by name: what others may know of a reservation.
 _SHOWN = {
@@ -22,33 +19,19 @@ _SHOWN = {
 }
 
 
-def reservation_upserted(
-    reservation: Reservation,
-    *,
-    company_id: str,
-    connection_id: str,
-    vendor: str,
-    internal_id: str,
-    guest_id: UUID | None,
-    created: bool,
-    cause_id: UUID,
-    trace: str | None,
-) -> CoreEventRow:
+def reservation_upserted(reservation: Reservation, connection_id: str, vendor: str) -> str:
+    """Result.RESERVATION_UPSERTED, as store.inbound.StateRow wants it."""
     said = reservation.__dict__
     data = {
-        "reservationId": internal_id,
         "connectionId": connection_id,
         "vendor": vendor,
-        "created": created,
-        "guestId": str(guest_id) if guest_id else None,
         "reservation": {shown: said[name] for name, shown in _SHOWN.items() if said[name] is not None},
     }
-    text = orjson.dumps(data, option=orjson.OPT_UTC_Z).decode()
-    return CoreEventRow(company_id, connection_id, RESERVATION_UPSERTED, internal_id, text, cause_id, trace)
+    return orjson.dumps(data, option=orjson.OPT_UTC_Z).decode()
 
 
 def command_ended(
-    event_type: str,
+    event_type: Result,
     *,
     company_id: str,
     connection_id: str | None,
@@ -58,6 +41,8 @@ def command_ended(
     trace: str | None,
     **more: Any,
 ) -> CoreEventRow:
-    """COMMAND_SUCCEEDED or COMMAND_FAILED about one delivery (or about a command that could not be routed)."""
+    """Result.COMMAND_SUCCEEDED or COMMAND_FAILED about one delivery (or about a command that could not be routed)."""
     data = {"command": command_type, "connectionId": connection_id, "deliveryId": str(cause_id), **more}
-    return CoreEventRow(company_id, connection_id, event_type, subject, orjson.dumps(data).decode(), cause_id, trace)
+    return CoreEventRow(
+        company_id, connection_id, event_type.value, subject, orjson.dumps(data).decode(), cause_id, trace
+    )

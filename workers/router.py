@@ -18,7 +18,7 @@ import orjson
 from schemas.commands import BookingCreate, CommandData, InvalidCommandError, parse_command
 from schemas.event import SOURCE
 from schemas.ids import derived
-from schemas.vocabulary import EntityType, Fault, LanePolicy, Owner
+from schemas.vocabulary import EntityType, Fault, LanePolicy, Owner, Result
 from store import outbound as store
 from store.inbound import lock_open
 from store.outbound import CommandRow, LoadedCommand, lane_prefix
@@ -361,7 +361,7 @@ def _failed(command: Routed) -> CoreEventRow:
     if park is None:
         raise AssertionError("only a parked command failed")
     return results.command_ended(
-        results.COMMAND_FAILED,
+        Result.COMMAND_FAILED,
         company_id=row.company_id,
         connection_id=row.connection_id,
         subject=command.data.lane_entity()[1] if command.data else str(row.id),

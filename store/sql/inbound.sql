@@ -54,12 +54,15 @@ JOIN int_reservations r ON r.connection_id = g.connection_id AND r.external_id =
 ORDER BY r.connection_id, r.external_id
 FOR UPDATE OF r
 
--- name: upsert_reservations
+-- name: apply_states
+-- States of reservations, the events that brought them ($3: since when they were worked at; null: the caller ends them), and
+-- what others hear of them ($4: its type, $5: id of the batch). All of it or nothing: an event that is not open any more ends
+-- the statement.
 -- The fence: only a greater (source_version, asked, observed_at) replaces what is stored; asked, said by the vendor's API, is a
 -- tie of 100 and more (schemas.entities.Version).
 -- Known personal data is not overwritten by a state that brings none.
 WITH given AS (
-    SELECT * FROM unnest($1::reservation_row[])
+    SELECT * FROM unnest($1::state_row[])
 ), guest AS (
     INSERT INTO int_guests AS stored (id, company_id, connection_id, external_id, language, country, sealed,
                                       source_version, observed_at, tie)
@@ -96,7 +99,8 @@ WITH given AS (
         observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, source_event = EXCLUDED.source_event, updated_at = now()
     WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)
         < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)
-    RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, xmax = 0 AS created
+    RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, stored.source_event,
+              xmax = 0 AS created
 ), ours AS MATERIALIZED (
     -- What the core created itself has the core's name from the first moment on, though the answer may still be on its way.
     -- A copy of its booking, our mark in it too, is another one and gets a name of its own.
@@ -112,7 +116,7 @@ WITH given AS (
             AND m.external_entity_id = g.external_id)
     ORDER BY g.connection_id, d.entity_internal_id, g.external_id
 ), named AS (
-    SELECT a.id, a.company_id, a.connection_id, a.external_id, a.guest_id, a.created,
+    SELECT a.company_id, a.connection_id, a.external_id, a.guest_id, a.source_event, a.created,
            COALESCE((SELECT m.internal_entity_id FROM int_mappings m
                      WHERE m.connection_id = a.connection_id AND m.external_entity_type = 'reservation'
                        AND m.external_entity_id = a.external_id),
@@ -126,8 +130,34 @@ WITH given AS (
     FROM named WHERE created
     ORDER BY connection_id, external_id
     ON CONFLICT DO NOTHING
+), given_again AS MATERIALIZED (
+    -- What was given beside what was applied: by place, $2 has the keys. A join would compare the batch with itself.
+    SELECT n.*, ($1::state_row[])[array_position($2::text[], n.connection_id || E'\n' || n.external_id)] AS state
+    FROM named n
+), result AS MATERIALIZED (
+    SELECT (state).result AS id, company_id, connection_id, external_id, internal_id, created, source_event,
+           (state).trace AS trace,
+           '{"reservationId":' || to_json(internal_id) || ',"created":' || to_json(created)
+               || ',"guestId":' || COALESCE(to_json(guest_id)::text, 'null') || ',' || substr((state).told, 2) AS data
+    FROM given_again
+), kept AS (
+    INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+    SELECT id, company_id, connection_id, $4, internal_id, data::json, source_event, trace
+    FROM result WHERE id IS NOT NULL
+), batch AS (
+    INSERT INTO core_batches (id, event_ids)
+    SELECT $5, array_agg(id) FROM result WHERE id IS NOT NULL HAVING count(*) > 0
+), done AS (
+    UPDATE channel_events e
+    SET status = 'done', attempts = 1, starts = 0, started_at = $3, processed_at = clock_timestamp(),
+        next_attempt_at = NULL, error_class = NULL, last_error = NULL, lease_until = NULL,
+        published_at = COALESCE(e.published_at, clock_timestamp())
+    WHERE $3::timestamptz IS NOT NULL AND e.id = ANY (ARRAY(SELECT source_event FROM applied))
+      AND e.status IN ('received', 'processing', 'retrying')
+    RETURNING e.id
 )
-SELECT connection_id, external_id, guest_id, created, internal_id FROM named
+SELECT connection_id, external_id, internal_id, created, id, data FROM result
+WHERE $3 IS NULL OR (SELECT count(*) FROM done) = (SELECT count(*) FROM applied) OR settled_elsewhere()
 
 -- name: overtaken
 -- Of these answers of the vendor's API, those of the modification time of what a webhook told, and stored, since they were

@@ -1,13 +1,5 @@
--- name: done
--- The usual end: the first attempt went well.
-UPDATE channel_events e
-SET status = 'done', attempts = 1, starts = 0, started_at = $2, processed_at = clock_timestamp(), next_attempt_at = NULL,
-    error_class = NULL, last_error = NULL, lease_until = NULL, published_at = COALESCE(e.published_at, clock_timestamp())
-WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'processing', 'retrying')
-RETURNING e.id
-
 -- name: finish
--- Every other new state, with the history of attempts.
+-- New states, with the history of attempts.
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::timestamptz[], $6::text[], $7::text[],
                          $8::text[], $9::boolean[], $10::text[], $11::timestamptz[])

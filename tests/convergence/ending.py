@@ -22,7 +22,7 @@ from store.results import CoreEventRow
 from tests.faults.oracle import EventRow, Record
 from tests.faults.oracle import Said as SaidTo
 
-from .model import Event, Stored, Tables
+from .model import Booking, Event, Tables
 from .outside import AVAILABILITY, CREATE, Said, Told
 from .vendor import Write
 
@@ -200,11 +200,11 @@ def _result(row: Row) -> CoreEventRow:
     )  # fmt: skip
 
 
-def _stored(row: Row) -> Stored:
+def _stored(row: Row) -> Booking:
     entity = Reservation(**{name: row[name] for name in _FIELDS})
     version = Version(row["source_version"], row["observed_at"], row["tie"] % 100, row["tie"] >= 100)
     has_guest = row["guest_id"] is not None
-    return Stored(str(row["id"]), entity, version, row["source_event"], has_guest, row["updated_at"])
+    return Booking(str(row["id"]), entity, version, row["source_event"], has_guest, row["updated_at"])
 
 
 def _event_row(row: Row, unsure: set[str]) -> EventRow:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from adapters.port import Budget, Fact, Page
-    from store.results import CoreEventRow
+    from store.results import Batch
 
     from .outside import Said, Traits
 
@@ -278,18 +278,35 @@ class Machine(Outside):
         self.settle_readings(list(first.values()))
 
     def settle_readings(self, readings: Sequence[Reading]) -> None:
-        """_write: one transaction."""
+        """_settle: the plain ones by one statement, what is left by a transaction."""
         for reading in readings:
             self.readings.remove(reading)
         readings = [r for r in readings if self.tables.events[r.work.row.id].status in OPEN]
+        plain = [reading for reading in readings if inbound_rows.is_plain(reading.work)]
+        rest = [reading for reading in readings if reading not in plain]
+        self._write(rest + self._apply(plain))
+
+    def _apply(self, readings: Sequence[Reading]) -> list[Reading]:
+        """returns those that it left open"""
+        states = [row for reading in readings for row in inbound_rows.state_rows(reading.work)]
+        stored = self.tables.apply_states(states, self.clock.ours(), settles=True)
+        self._tell(stored.told)
+        ids = {id_ for id_, _ in stored.applied}
+        self.reached["inbound Done"] += len(ids)
+        return [reading for reading in readings if reading.work.row.id not in ids]
+
+    def _write(self, readings: Sequence[Reading]) -> None:
         works = [reading.work for reading in readings]
         self._unmark(works)
-        states = [row for work in works for row in inbound_rows.reservation_rows(work)]
+        states = [row for work in works for row in inbound_rows.state_rows(work)]
         overtaken = self.tables.overtaken([row for row in states if row.sourced.version.asked])
         states = [row for row in states if row.event_id not in overtaken]
-        applied = self.tables.upsert_reservations(states, self.clock.ours())
+        stored = self.tables.apply_states(states, self.clock.ours())
+        self._tell(stored.told)
         fetched = {work.row.id for work in works if work.fetched}
-        behind = [row for row in states if (row.event_id, row.key[1]) not in applied and row.event_id not in fetched]
+        behind = [
+            row for row in states if (row.event_id, row.key[1]) not in stored.applied and row.event_id not in fetched
+        ]
         doubtful = overtaken | self.tables.same_moment(behind)
         for reading in readings:
             work = reading.work
@@ -298,15 +315,14 @@ class Machine(Outside):
                 _in_doubt(work)
                 self.readings.append(reading)
                 continue
-            outcome = inbound_rows.final(work, applied, set())
+            outcome = inbound_rows.final(work, stored.applied, set())
             self.reached[f"inbound {type(outcome).__name__}"] += 1
             self.tables.finish(inbound_rows.finish_row(work, outcome, self.clock.ours()))
-            if isinstance(outcome, Done):
-                self._tell(inbound_rows.results_of(work, applied), work.row.entity_external_id)
 
-    def _tell(self, rows: Sequence[CoreEventRow], external_id: str) -> None:
-        for row in rows:
-            self.told.append(Told(row, external_id, len(self.vendor.log)))
+    def _tell(self, batch: Batch | None) -> None:
+        for row in batch.rows if batch else ():
+            external = self.tables.events[row.cause_id].entity_external_id
+            self.told.append(Told(row, external, len(self.vendor.log)))
             self._hear(row.subject)
 
     def _die_in(self, a: int, _b: int) -> None:

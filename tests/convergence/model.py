@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from schemas.vocabulary import OPEN_STATUSES, EventStatus, LanePolicy
-from store.inbound import SEALED_GUEST, Applied, _command
+import orjson
+
+from schemas.vocabulary import OPEN_STATUSES, EventStatus, LanePolicy, Result
+from store.inbound import SEALED_GUEST, Applied, Stored, _command
+from store.results import Batch, CoreEventRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
     from adapters.port import Fact
     from schemas.entities import Guest, Reservation, Sourced, Version
-    from store.inbound import ReservationRow
+    from store.inbound import StateRow
     from store.settle import FinishRow
 
 COMPANY, CONNECTION = "acme", "beds24-acme"
@@ -62,7 +65,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Booking:
     """A row of int_reservations. has_guest: its guest_id is set."""
 
     internal_id: str  # the row's own id
@@ -86,7 +89,7 @@ class OwnWrite:
 class Tables:
     events: dict[UUID, Event] = field(default_factory=dict)
     keys: dict[tuple[bool, str], UUID] = field(default_factory=dict)
-    reservations: dict[str, Stored] = field(default_factory=dict)
+    reservations: dict[str, Booking] = field(default_factory=dict)
     guests: dict[str, tuple[Guest, Version]] = field(default_factory=dict)
     mappings: dict[tuple[str, str], str] = field(default_factory=dict)  # (entity type, external id) → internal id
     own_writes: dict[UUID, OwnWrite] = field(default_factory=dict)
@@ -123,14 +126,15 @@ class Tables:
 
     # ------------------------------------------------------------------ store/sql/inbound.sql
 
-    def upsert_reservations(self, rows: Iterable[ReservationRow], now: datetime) -> dict[tuple[UUID, str], Applied]:
+    def apply_states(self, rows: Iterable[StateRow], now: datetime, *, settles: bool = False) -> Stored:
         """Of several states the newest is tried (store.inbound); the fence is the WHERE of the statement's upserts."""
-        newest: dict[str, ReservationRow] = {}
+        newest: dict[str, StateRow] = {}
         for row in rows:
             known = newest.get(row.sourced.entity.external_id)
             if known is None or known.sourced.version < row.sourced.version:
                 newest[row.sourced.entity.external_id] = row
         applied = {}
+        told = []
         for external, row in sorted(newest.items()):
             event_id, sourced = row.event_id, row.sourced
             has_guest = self._upsert_guest(external, sourced)
@@ -139,14 +143,20 @@ class Tables:
                 continue
             row_id = before.internal_id if before else str(self.new_id())
             kept = before is not None and before.has_guest
-            self.reservations[external] = Stored(
+            self.reservations[external] = Booking(
                 row_id, sourced.entity, sourced.version, event_id, has_guest or kept, now
             )
             internal = self.mappings.get(("reservation", external)) or self._name(sourced) or row_id
             if before is None:
                 self.mappings.setdefault(("reservation", external), internal)  # ON CONFLICT DO NOTHING
-            applied[event_id, external] = Applied(internal, None, before is None)
-        return applied
+            applied[event_id, external] = Applied(internal, before is None)
+            if row.told is not None:
+                told.append(_result(row, internal, created=before is None))
+            if settles:
+                event = self.events[event_id]
+                event.status, event.attempts, event.starts = EventStatus.DONE, 1, 0
+                event.next_attempt_at = event.error_class = event.worker = None
+        return Stored(applied, Batch(self.new_id(), told) if told else None)
 
     def _name(self, sourced: Sourced[Reservation]) -> str | None:
         """The CTE `ours`: what the core calls the booking that it created, unless another booking has that name."""
@@ -181,7 +191,7 @@ class Tables:
             self.guests[external] = guest.model_copy(update=kept), sourced.version
         return True
 
-    def overtaken(self, rows: Iterable[ReservationRow]) -> set[UUID]:
+    def overtaken(self, rows: Iterable[StateRow]) -> set[UUID]:
         """overtaken: a webhook of the same modification time was stored since the API was asked."""
         found = set()
         for row in rows:
@@ -192,7 +202,7 @@ class Tables:
                 found.add(row.event_id)
         return found
 
-    def same_moment(self, rows: Iterable[ReservationRow]) -> set[UUID]:
+    def same_moment(self, rows: Iterable[StateRow]) -> set[UUID]:
         """same_moment: as new as what another event stored."""
         found = set()
         for row in rows:
@@ -214,7 +224,7 @@ class Tables:
 
     # ------------------------------------------------------------------ store/sql/pulls.sql
 
-    def stored(self, external: str, event_id: UUID) -> Stored | None:
+    def stored(self, external: str, event_id: UUID) -> Booking | None:
         """stored: only where the event has had its end."""
         over = self.events[event_id].status in {EventStatus.DONE, EventStatus.SKIPPED}
         return self.reservations.get(external) if over else None
@@ -332,3 +342,12 @@ class Tables:
 
     def _add(self, event: Event) -> None:
         self.events[event.id] = event
+
+
+def _result(row: StateRow, internal_id: str, *, created: bool) -> CoreEventRow:
+    """The CTE `result`, but for the guest's id, which the model does not have."""
+    data = {"reservationId": internal_id, "created": created} | orjson.loads(row.told or "{}")
+    return CoreEventRow(
+        row.company_id, row.connection_id, Result.RESERVATION_UPSERTED, internal_id, orjson.dumps(data).decode(),
+        row.event_id, row.trace,
+    )  # fmt: skip

@@ -10,14 +10,15 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import orjson
 import pytest
 
 from adapters.port import MARKER, Fact
 from schemas.entities import Guest, Reservation, Sourced, Version
 from schemas.ids import uuid7
 from schemas.vocabulary import EntityType, EventStatus, LanePolicy, ReservationStatus
-from store import connections, dead_letters, inbound, ingest, outbound, pulls, relay, settle
-from store.inbound import ReservationRow
+from store import connections, dead_letters, inbound, ingest, outbound, pulls, relay, results, settle
+from store.inbound import StateRow
 from store.outbound import CommandRow
 from store.seal import Cipher, KeyFile
 from store.settle import FinishRow
@@ -75,24 +76,49 @@ async def test_the_fence(seed: int, db: Db) -> None:
     markers = [f"{MARKER}{id_}" for id_ in deliveries] + [f"{MARKER}somebody", "else's"]
     for _ in range(STEPS):
         sources = [await fact(db, tables) for _ in range(rng.randint(1, 3))]
-        rows = [ReservationRow(COMPANY, CONNECTION, id_, cipher, state(rng, markers), "{}", None) for id_ in sources]
+        rows = [
+            StateRow(
+                COMPANY, CONNECTION, id_, cipher, state(rng, markers), "{}", None,
+                rng.choice([None, '{"reservation":{}}']), "trace",
+            )
+            for id_ in sources
+        ]  # fmt: skip
+        settles = rng.random() < 0.5
         asked = [row for row in rows if row.sourced.version.asked]
         assert await inbound.overtaken(db, asked) == tables.overtaken(asked)
-        real = await inbound.upsert_reservations(db, rows, uuid7)
-        modelled = tables.upsert_reservations(rows, NOW)
-        assert real.keys() == modelled.keys()
-        for key, applied in real.items():
-            assert applied.created == modelled[key].created
-            assert (applied.internal_id in commands) == (modelled[key].internal_id in commands)
+        real = await inbound.apply_states(db, rows, settled_from=PAST if settles else None)
+        modelled = tables.apply_states(rows, NOW, settles=settles)
+        assert real.applied.keys() == modelled.applied.keys()
+        for key, applied in real.applied.items():
+            told = modelled.applied[key]
+            assert applied.created == told.created
+            assert (applied.internal_id in commands) == (told.internal_id in commands)
             if applied.internal_id in commands:
-                assert applied.internal_id == modelled[key].internal_id
-        behind = [row for row in rows if (row.event_id, row.key[1]) not in real]
+                assert applied.internal_id == told.internal_id
+        assert heard(real.told) == heard(modelled.told)
+        assert real.told == (await results.untold(db, 0, 10) or [None])[0]
+        await results.told(db, [real.told.id] if real.told else [])
+        for id_ in sources:
+            status = await db.fetchval("SELECT status FROM channel_events WHERE id = $1", id_)
+            assert status == tables.events[id_].status
+        behind = [row for row in rows if (row.event_id, row.key[1]) not in real.applied]
         assert await inbound.same_moment(db, behind) == tables.same_moment(behind)
         assert await stored(db, cipher) == modelled_rows(tables)
         known = await inbound.stored_states(db, [(CONNECTION, id_) for id_ in tables.reservations])
         assert {key[1]: dict(fields) for key, fields in known.items()} == {
             id_: tables.stored_state(id_) for id_ in tables.reservations
         }
+
+
+def heard(batch: results.Batch | None) -> dict[UUID, Any]:
+    """What is told of each cause; the names that it is told by are the database's own."""
+    found = {}
+    for row in batch.rows if batch else ():
+        data = orjson.loads(row.data)
+        assert data.pop("reservationId") == row.subject
+        data.pop("guestId", None)
+        found[row.cause_id] = (row.company_id, row.connection_id, row.event_type, row.trace, data)
+    return found
 
 
 async def fact(db: Db, tables: Tables) -> UUID:
@@ -266,11 +292,11 @@ async def test_a_key_is_recorded_once_and_its_end_lets_what_is_stored_be_compare
     version = Version(PAST, PAST)
     cipher = Cipher(bytes(32), COMPANY)
     for of, id_ in ((db, real), (None, mine)):
-        reservation = ReservationRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}), "{}", None)
+        reservation = StateRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}), "{}", None)
         if of is not None:
-            await inbound.upsert_reservations(of, [reservation], uuid7)
+            await inbound.apply_states(of, [reservation])
         else:
-            tables.upsert_reservations([reservation], NOW)
+            tables.apply_states([reservation], NOW)
     assert (await pulls.stored(db, CONNECTION, [("1", real)]), tables.stored("1", mine)) == ({}, None)
     await db.execute("UPDATE channel_events SET status = 'done' WHERE id = $1", real)
     tables.events[mine].status = EventStatus.DONE

@@ -12,52 +12,56 @@ from schemas.ids import uuid7
 
 
 def forgets_a_status() -> None:
-    """The last event of a settled batch keeps its old status."""
-    from workers import inbound
+    """What was applied last of a batch keeps its old status."""
+    from store import inbound
 
-    original = inbound.finish
-
-    async def finish(connection: Any, rows: Sequence[Any]) -> int:
-        return 1 + await original(connection, rows[:-1])
-
-    inbound.finish = finish
+    _rewrite(
+        inbound,
+        "apply_states",
+        "ARRAY(SELECT source_event FROM applied)",
+        "(ARRAY(SELECT source_event FROM applied))[2:]",
+    )
+    _rewrite(inbound, "apply_states", "OR settled_elsewhere()", "OR true")
 
 
 def tells_twice() -> None:
     """Each result of an inbound batch is stored under two ids."""
-    from workers import inbound
+    from store import inbound
 
-    original = inbound.keep
-
-    async def keep(connection: Any, rows: Sequence[Any]) -> Any:
-        doubled = []
-        for row in rows:
-            again = copy.copy(row)
-            again.id = uuid7()
-            doubled += [row, again]
-        return await original(connection, doubled)
-
-    inbound.keep = keep
+    _rewrite(
+        inbound,
+        "apply_states",
+        "source_event, trace\n    FROM result WHERE id IS NOT NULL",
+        "source_event, trace\n    FROM result WHERE id IS NOT NULL\n    UNION ALL"
+        " SELECT gen_random_uuid(), company_id, connection_id, $4, internal_id, data::json, source_event, trace"
+        " FROM result WHERE id IS NOT NULL",
+    )
 
 
 def tells_before_the_commit() -> None:
     """Results leave before their transaction is committed, and under ids that never are."""
     from workers import inbound, tell
 
-    original = inbound.InboundStage._write
+    original = inbound.store.apply_states
     publish = tell.Teller.tell
+    tellers = []
 
-    async def write(stage: Any, connection: Any, works: Sequence[Any]) -> Any:
-        settled = await original(stage, connection, works)
-        if settled.told is not None:
-            rows = [copy.copy(row) for row in settled.told.rows]
-            for row in rows:
-                row.id = uuid7()
-            early = type(settled.told)(uuid7(), rows)
-            await publish(stage._teller, [early])
-        return settled
+    async def tell_it(teller: Any, batches: Any) -> None:
+        tellers.append(teller)
+        await publish(teller, batches)
 
-    inbound.InboundStage._write = write  # type: ignore[method-assign]
+    async def apply_states(connection: Any, rows: Any, **settled: Any) -> Any:
+        async with connection.transaction():
+            stored = await original(connection, rows, **settled)
+            if stored.told is not None and tellers:
+                told = [copy.copy(row) for row in stored.told.rows]
+                for row in told:
+                    row.id = uuid7()
+                await publish(tellers[0], [type(stored.told)(uuid7(), told)])
+        return stored
+
+    inbound.store.apply_states = apply_states
+    tell.Teller.tell = tell_it  # type: ignore[method-assign]
 
 
 def acks_first() -> None:
@@ -138,7 +142,7 @@ def has_no_fence() -> None:
     from store import inbound
 
     fence = "WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)\n        < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)"
-    _rewrite(inbound, "upsert_reservations", fence, "")
+    _rewrite(inbound, "apply_states", fence, "")
 
 
 def has_no_lanes() -> None:

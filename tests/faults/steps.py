@@ -81,11 +81,13 @@ INBOUND = (
     Step("inbound", "fetch", _SEND, _ALL, 2, where=("operation", "bookings.read"), needs="hints", into=_HTTP),
     Step("inbound", "grant", _SEND, _AROUND, 1, where=("operation", "authentication.token"), needs="token"),
     Step("inbound", "token", "workers.sessions:connections.put_secret", _AROUND, 1, needs="token"),
-    Step("inbound", "upsert", "workers.inbound:store.upsert_reservations", _ALL, 3),
-    Step("inbound", "finish", "workers.inbound:finish", _AROUND, 3),
-    Step("inbound", "results", "workers.inbound:keep", _AROUND, 3),
-    Step("inbound", "commit", "workers.inbound:InboundStage._write", _AFTER, 3),
-    Step("inbound", "committed", "workers.inbound:InboundStage._commit", (Moment.DURING, Moment.AFTER), 3),
+    Step("inbound", "apply", "workers.inbound:store.apply_states", _ALL, 3),
+    Step("inbound", "applied", "workers.inbound:InboundStage._apply", _AFTER, 3),
+    Step("inbound", "finish", "workers.inbound:finish", _AROUND, 2, needs="hints"),
+    Step("inbound", "commit", "workers.inbound:InboundStage._write", _AFTER, 2, needs="hints"),
+    Step(
+        "inbound", "committed", "workers.inbound:InboundStage._commit", (Moment.DURING, Moment.AFTER), 2, needs="hints"
+    ),
     Step("inbound", "tell", "workers.tell:Teller.tell", _AROUND, 4),
     Step("inbound", "publish", "topology.publisher:send", _AROUND, 4),
     Step("inbound", "confirm", "topology.publisher:Publisher.publish_all", _AFTER, 4),

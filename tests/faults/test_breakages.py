@@ -65,7 +65,7 @@ async def overtaken(ground: Ground, load: Load, broken: str) -> None:
 
 
 SCENES: dict[str, tuple[Scene, str]] = {
-    "forgets_a_status": (histories, "open: "),
+    "forgets_a_status": (histories, "(skipped) has 1 results"),
     "tells_twice": (histories, "has 2 results"),
     "tells_before_the_commit": (histories, "was heard and is not stored"),
     "has_no_fence": (backwards, "state: booking"),

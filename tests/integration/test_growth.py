@@ -151,7 +151,6 @@ async def of_one_size(database_url: str, worker: Any, folder: Path, count: int) 
     await owner.close()
     found = {
         "load": await touched(worker, statements("inbound")["load"], ids),
-        "done": await touched(worker, statements("settle")["done"], ids, now),
         "page": await touched(worker, statements("retention")["page_channel_events"], KEEP.rows, KEEP.letters, 100, 0),
         "log page": await touched(worker, statements("retention")["page_webhook_log"], KEEP.rows, 100, 0),
         "results page": await touched(worker, statements("retention")["page_core_events"], KEEP.rows, 100, uuid7()),

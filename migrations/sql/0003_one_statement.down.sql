@@ -1,0 +1,2 @@
+DROP FUNCTION settled_elsewhere();
+DROP TYPE state_row;
