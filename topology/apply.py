@@ -176,8 +176,8 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
             {
                 "source": binding.exchange,
                 "vhost": vhost,
-                "destination": binding.queue,
-                "destination_type": "queue",
+                "destination": binding.destination,
+                "destination_type": binding.destination_type,
                 "routing_key": binding.routing_key,
                 "arguments": {},
             }
@@ -330,6 +330,7 @@ def _take_nothing(queue: Queue) -> Question[None]:
 def _bind_all(topology: Topology) -> Question[None]:
     async def question(channel: AbstractChannel) -> None:
         for binding in topology.bindings:
-            await channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+            bind = channel.queue_bind if binding.destination_type == "queue" else channel.exchange_bind
+            await bind(binding.destination, binding.exchange, binding.routing_key)
 
     return question

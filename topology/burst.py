@@ -47,6 +47,7 @@ class Outgoing:
     content_type     application/cloudevents+json | application/cloudevents-batch+json
     correlation_id   id of a single event
     type             AMQP `type`; the routing key unless given (a delivery's wake-up differs)
+    mandatory        no queue for it is a fault; else it is confirmed all the same
     """
 
     routing_key: str
@@ -55,6 +56,7 @@ class Outgoing:
     correlation_id: str | None = None
     headers: Mapping[str, str] | None = None
     type: str | None = None
+    mandatory: bool = True
 
 
 class Ticket:
@@ -137,7 +139,7 @@ class Burst:
 
 
 async def send(channel: AbstractChannel, exchange: str, messages: Sequence[Outgoing]) -> Burst:
-    """Write all of these, mandatory and persistent.
+    """Write all of these, persistent.
 
     raises  ChannelInvalidStateError, when nothing was written because the channel is closed
     """
@@ -184,7 +186,7 @@ def _frames(channel: AbstractChannel, exchange: str, message: Outgoing, message_
         short_string(message_id), _word(message.type or message.routing_key),
     ))  # fmt: skip
     frames = [
-        _publish_frame(exchange, message.routing_key, number),
+        _publish_frame(exchange, message.routing_key, message.mandatory, number),
         _FRAME.pack(_CONTENT, number, len(content)), content, _END,
     ]  # fmt: skip
     for start in range(0, len(body), limit):
@@ -199,8 +201,8 @@ def _word(text: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _publish_frame(exchange: str, routing_key: str, channel_number: int) -> bytes:
+def _publish_frame(exchange: str, routing_key: str, mandatory: bool, channel_number: int) -> bytes:
     """The same for every message of a kind."""
     if len(routing_key.encode()) > 255:
         raise ValueError("the routing key is longer than 255 bytes")
-    return marshal(Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), channel_number)
+    return marshal(Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory), channel_number)

@@ -3,7 +3,7 @@
     service, ingress ─► pms.events (topic) ─┬─ <vendor's patterns> ─────► <vendor>.inbound ──┐ rejected, or returned too often
                                             ├─ pms.#, action types ─────► pms.outbound ──────┤
                                             ├─ deliver.<vendor>.# ──────► <vendor>.outbound ─┤
-                                            ├─ core.# ──────────────────► core.unheard       ▼
+                                            ├─ core.# ► core.unheard: no queue               ▼
                                             └─ nobody binds the key                    pms.dlx (direct)
                                                    │                                         │
                                                    ▼                                         ▼
@@ -28,7 +28,8 @@ UNROUTABLE = "pms.unroutable"
 
 ROUTER_QUEUE = "pms.outbound"
 ROUTER_DLQ = "pms.dlq"
-UNHEARD_QUEUE = "core.unheard"
+UNHEARD = "core.unheard"
+"""An exchange behind which there is nothing."""
 
 COMMANDS = "pms.#"
 RESULTS = "core.#"
@@ -86,6 +87,9 @@ def topology(vendors: Iterable[VendorRoutes], actions: Iterable[str] = ()) -> To
             Exchange(EVENTS, "topic", {"alternate-exchange": UNROUTABLE}),
             Exchange(DEAD_LETTERS, "direct"),
             Exchange(UNROUTABLE, "fanout"),
+            # Results are nobody's mistake though services bind queues of their own and there may be none yet: what goes on to
+            # an exchange counts as routed, and none of it is stored. The rows are in core_events.
+            Exchange(UNHEARD, "fanout"),
         ),
         queues=tuple(_queues(known)),
         bindings=tuple(_bindings(known, to_router)),
@@ -95,15 +99,17 @@ def topology(vendors: Iterable[VendorRoutes], actions: Iterable[str] = ()) -> To
 def lands_in(declared: Topology, routing_key: str, exchange: str = EVENTS) -> set[str]:
     """The queues that a message published to `exchange` with this key is put into, alternate exchange included."""
     source = next(known for known in declared.exchanges if known.name == exchange)
-    queues = {
-        binding.queue
+    passed = [
+        binding
         for binding in declared.bindings
         if binding.exchange == exchange and _passes(source, binding, routing_key)
-    }
+    ]
     alternate = source.arguments.get("alternate-exchange")
-    if not queues and isinstance(alternate, str):
+    if not passed and isinstance(alternate, str):
         return lands_in(declared, routing_key, alternate)
-    return queues
+    queues = {binding.destination for binding in passed if binding.destination_type == "queue"}
+    further = (binding.destination for binding in passed if binding.destination_type == "exchange")
+    return queues.union(*(lands_in(declared, routing_key, name) for name in further))
 
 
 def _passes(source: Exchange, binding: Binding, routing_key: str) -> bool:
@@ -122,10 +128,6 @@ def _queues(vendors: list[VendorRoutes]) -> Iterator[Queue]:
     # One consumer at a time, however many outbound processes there are: two commands about one entity that were published
     # one after the other are routed, and so laned, in that order.
     yield Queue(ROUTER_QUEUE, {**_work(ROUTER_DLQ), "x-single-active-consumer": True})
-    # Normalised results must always be routable, though services bind queues of their own and there may be none yet. With
-    # no time to live and nobody who consumes, the broker drops each at once and stores nothing: a twentieth of the cost of
-    # keeping it. The rows are in core_events.
-    yield Queue(UNHEARD_QUEUE, {"x-queue-type": "classic", "x-message-ttl": 0})
     for vendor in vendors:
         yield Queue(dlq(vendor.name), _last_stop())
         if vendor.inbound:
@@ -159,7 +161,7 @@ def _bindings(vendors: list[VendorRoutes], to_router: tuple[str, ...]) -> Iterat
     yield Binding(DEAD_LETTERS, ROUTER_DLQ, ROUTER_DLQ)
     for pattern in to_router:
         yield Binding(EVENTS, ROUTER_QUEUE, pattern)
-    yield Binding(EVENTS, UNHEARD_QUEUE, RESULTS)
+    yield Binding(EVENTS, UNHEARD, RESULTS, "exchange")
     for vendor in vendors:
         yield Binding(DEAD_LETTERS, dlq(vendor.name), dlq(vendor.name))
         for pattern in sorted(set(vendor.inbound)):

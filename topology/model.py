@@ -27,11 +27,12 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What an exchange passes on to a queue. For a fanout the key is empty."""
+    """What an exchange passes on to a queue, or to another exchange. For a fanout the key is empty."""
 
     exchange: str
-    queue: str
+    destination: str
     routing_key: str = ""
+    destination_type: Literal["queue", "exchange"] = "queue"
 
 
 @dataclass(frozen=True, slots=True)

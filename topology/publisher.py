@@ -1,4 +1,4 @@
-"""Publishing that is known to have arrived: mandatory, persistent, each message confirmed by the broker or reported.
+"""Publishing that is known to have arrived: persistent, each message confirmed by the broker or reported.
 
 A fault is a value and not an exception, because the caller's answer is always the same: leave the row unpublished, the relay
 publishes it later. A fault never proves that a message did not arrive; a doubled one is harmless, the row decides.
@@ -51,7 +51,7 @@ class PublishFault:
 
 
 class Publisher:
-    """Confirmed, mandatory, persistent publishes over one supervised connection of its own.
+    """Confirmed, persistent publishes over one supervised connection of its own.
 
     Of its own, because under a memory or disk alarm the broker stops reading a connection that publishes, acks included.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def message(row: CoreEventRow) -> Outgoing:
-    """Always single: others bind to these, and not everybody reads batches."""
+    """Always single: others bind to these, and not everybody reads batches. Nobody need listen, so no queue is no fault."""
     body = {
         "specversion": "1.0",
         "id": str(row.id),
@@ -37,6 +37,7 @@ def message(row: CoreEventRow) -> Outgoing:
         body=orjson.dumps({name: value for name, value in body.items() if value is not None}),
         content_type=CONTENT_TYPE,
         correlation_id=str(row.id),
+        mandatory=False,
     )
 
 

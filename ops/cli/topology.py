@@ -44,7 +44,7 @@ def show(
     say("")
     table(["queue", "arguments"], [(q.name, dict(q.arguments)) for q in wanted.queues])
     say("")
-    table(["from", "routing key", "to"], [(b.exchange, b.routing_key, b.queue) for b in wanted.bindings])
+    table(["from", "routing key", "to"], [(b.exchange, b.routing_key, b.destination) for b in wanted.bindings])
 
 
 @app.command("diff", epilog=example("staybus topology diff"))

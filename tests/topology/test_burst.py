@@ -25,6 +25,7 @@ messages = st.builds(
     correlation_id=st.none() | words,
     headers=st.none() | st.dictionaries(words, words, max_size=3),
     type=st.none() | words,
+    mandatory=st.booleans(),
 )
 
 
@@ -40,7 +41,7 @@ def test_a_message_is_framed_as_the_library_frames_it(message: Outgoing) -> None
     )
     body = message.body
     expected = [
-        marshal(Basic.Publish(exchange="pms.events", routing_key=message.routing_key, mandatory=True), 3),
+        marshal(Basic.Publish(exchange="pms.events", routing_key=message.routing_key, mandatory=message.mandatory), 3),
         marshal(ContentHeader(properties=properties, body_size=len(body)), 3),
         *(marshal(ContentBody(body[start : start + LIMIT]), 3) for start in range(0, len(body), LIMIT)),
     ]
