@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 
+from .ids import named, read_uuid
+
 CONTENT_TYPE = "application/cloudevents+json"
 BATCH_CONTENT_TYPE = "application/cloudevents-batch+json"
 SOURCE = "/staybus"
@@ -59,10 +61,7 @@ class Event(BaseModel):
     @property
     def row_id(self) -> uuid.UUID:
         """The id of this event's row: its own where it is a UUID, else derived from source and id (unique together)."""
-        try:
-            return uuid.UUID(self.id)
-        except ValueError:
-            return uuid.uuid5(_FOREIGN_IDS, f"{self.source}\n{self.id}")
+        return read_uuid(self.id) or named(_FOREIGN_IDS, f"{self.source}\n{self.id}")
 
     @property
     def dedupe_key(self) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from schemas.ids import uuid7
+from schemas.ids import named, read_uuid, uuid7
 from schemas.vocabulary import Result
 
 from .results import Batch, CoreEventRow
@@ -206,7 +206,7 @@ def _state_row(row: StateRow) -> tuple[Any, ...]:
     known = guest is not None and guest.is_known()
     return (
         uuid7(), row.company_id, row.connection_id, r.external_id, r.external_property_id, r.external_room_type_id,
-        r.external_unit_id, uuid.uuid5(_GUESTS, f"{row.connection_id}\n{r.external_id}") if known else None, r.status,
+        r.external_unit_id, named(_GUESTS, f"{row.connection_id}\n{r.external_id}") if known else None, r.status,
         r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference,
         r.booked_at, r.cancelled_at, row.raw, row.sealed,
         version.modified_at, version.observed_at, version.rank, row.event_id,
@@ -217,11 +217,8 @@ def _state_row(row: StateRow) -> tuple[Any, ...]:
 
 
 def _command(marker: str | None) -> UUID | None:
-    """The delivery that made it: its id is the marker's end."""
-    try:
-        return UUID(marker.rpartition(":")[2]) if marker else None
-    except ValueError:
-        return None  # somebody else's word at the vendor
+    """The delivery that made it: its id is the marker's end. None where it is somebody else's word at the vendor."""
+    return read_uuid(marker.rpartition(":")[2]) if marker else None
 
 
 SEALED_GUEST = {"first_name", "last_name", "email", "phone"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode, b64encode
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -114,10 +114,11 @@ def split(document: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> tu
             if parent is None:
                 continue
         for name, dotted in members:
-            value = parent.get(name)
-            if value or value not in _EMPTY:
-                personal[dotted] = value
-                del parent[name]
+            if name in parent:
+                value = parent[name]
+                if value or value not in _EMPTY:
+                    personal[dotted] = value
+                    del parent[name]
     return readable, personal
 
 
@@ -133,12 +134,18 @@ def _by_parent(paths: tuple[tuple[str, ...], ...]) -> list[tuple[tuple[str, ...]
 def join(readable: dict[str, Any], personal: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of split; changes and returns `readable`."""
     for dotted, value in personal.items():
-        *way, name = dotted.split(".")
+        way, name = _way(dotted)
         place = readable
         for step in way:
             place = place.setdefault(step, {})
         place[name] = value
     return readable
+
+
+@lru_cache(maxsize=1024)
+def _way(dotted: str) -> tuple[tuple[str, ...], str]:
+    *way, name = dotted.split(".")
+    return tuple(way), name
 
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
