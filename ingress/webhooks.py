@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 MAX_BODY = 1024 * 1024  # bytes; the largest real webhook seen has 20 KB
 _KEPT_BODY = 64 * 1024  # of a verified body that could not be parsed
 LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its rows
-PACE = 0.004  # seconds; between two batches a processor falls idle, and what it runs next costs several times as much
 WAITING = 5_000  # requests that may wait for the database; beyond that 429, while each wait is still short
 
 
@@ -93,7 +92,7 @@ class Webhooks:
         self._attempts = attempts
         self._now = now
         self._records: Gather[RequestRow, list[FactOutcome]] = Gather(
-            self._record, flights=2, linger=LINGER, pace=PACE, waiting=WAITING
+            self._record, flights=2, linger=LINGER, waiting=WAITING
         )
         self._publishing: set[asyncio.Task[None]] = set()
 

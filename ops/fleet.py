@@ -56,7 +56,6 @@ _log = logging.getLogger(__name__)
 
 NOT_CONSUMING = 60.0  # seconds without consuming after which a worker calls itself dead
 LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its events
-PACE = 0.008  # seconds; from some hundred events a second on two or three then share what a batch costs
 DELIVERIES = 4  # batches of one vendor's deliveries that are leased at once
 
 
@@ -256,7 +255,7 @@ async def _worker(
         await _check_topology(parts)
 
         async def consume(queue: str, stage: Stage, flights: int) -> None:
-            intake = Intake(stage, queue=queue, flights=flights, linger=LINGER, pace=PACE)
+            intake = Intake(stage, queue=queue, flights=flights, linger=LINGER)
             consumer = Consumer(
                 settings.amqp_url,
                 queue,

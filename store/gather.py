@@ -8,7 +8,6 @@ a moment longer for company.
 from __future__ import annotations
 
 import asyncio
-from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -30,25 +29,23 @@ class Rhythm:
 
     flights  batches under way at once, while they are small
     linger   seconds that items wait for company after the end of a batch that was not small; 0: they never wait
-    pace     seconds from the begin of a small batch to that of the next
     """
 
-    def __init__(self, flights: int, linger: float, pace: float) -> None:
+    def __init__(self, flights: int, linger: float) -> None:
         self._flights = flights
         self._linger = linger
-        self._pace = pace
         self._last = 0  # size of the last batch
-        self._began = -inf  # when it began
 
     def has_room(self, under_way: int) -> bool:
         return under_way < (1 if self._busy else self._flights)
 
-    def wait(self, now: float) -> float:
-        """Seconds, by the loop's clock like `now`; none if not above 0."""
-        return self._linger if self._busy else self._began + self._pace - now
+    @property
+    def wait(self) -> float:
+        """Seconds."""
+        return self._linger if self._busy else 0.0
 
-    def begins(self, size: int, now: float) -> None:
-        self._last, self._began = size, now
+    def begins(self, size: int) -> None:
+        self._last = size
 
     @property
     def _busy(self) -> bool:
@@ -58,7 +55,7 @@ class Rhythm:
 class Gather(Generic[T, R]):
     """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
 
-    flights, linger, pace   see Rhythm
+    flights, linger   see Rhythm
     """
 
     def __init__(
@@ -68,12 +65,11 @@ class Gather(Generic[T, R]):
         most: int = 200,
         flights: int = 2,
         linger: float = 0.0,
-        pace: float = 0.0,
         waiting: int = 10_000,
     ) -> None:
         self._act = act
         self._most = most
-        self._rhythm = Rhythm(flights, linger, pace)
+        self._rhythm = Rhythm(flights, linger)
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
@@ -105,7 +101,7 @@ class Gather(Generic[T, R]):
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()
-        wait = self._rhythm.wait(loop.time())
+        wait = self._rhythm.wait
         if wait > 0 and len(self._items) < self._most:
             loop.call_later(wait, self._start)
         else:
@@ -113,10 +109,9 @@ class Gather(Generic[T, R]):
 
     def _start(self) -> None:
         self._scheduled = False
-        now = asyncio.get_running_loop().time()
         while self._items and self._rhythm.has_room(len(self._tasks)):
             batch, self._items = self._items[: self._most], self._items[self._most :]
-            self._rhythm.begins(len(batch), now)
+            self._rhythm.begins(len(batch))
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._landed)

@@ -41,8 +41,8 @@ class Stage(Protocol):
 class Intake:
     """The handler of one consumer.
 
-    most                    events in a batch (a single message may bring more)
-    flights, linger, pace   of its batches: see store.gather.Rhythm
+    most              events in a batch (a single message may bring more)
+    flights, linger   of its batches: see store.gather.Rhythm
     """
 
     def __init__(
@@ -53,12 +53,11 @@ class Intake:
         most: int = 200,
         flights: int = 1,
         linger: float = 0.0,
-        pace: float = 0.0,
     ) -> None:
         self._stage = stage
         self._queue = queue
         self._most = most
-        self._rhythm = Rhythm(flights, linger, pace)
+        self._rhythm = Rhythm(flights, linger)
         self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -110,7 +109,7 @@ class Intake:
         if not self._scheduled and self._has_room:
             self._scheduled = True
             loop = asyncio.get_running_loop()
-            wait = self._rhythm.wait(loop.time())
+            wait = self._rhythm.wait
             if wait > 0:
                 loop.call_later(wait, self._start)
             else:
@@ -145,7 +144,7 @@ class Intake:
             size += len(events)
             if _came_back(incoming):
                 break
-        self._rhythm.begins(size, asyncio.get_running_loop().time())
+        self._rhythm.begins(size)
         return batch
 
     def _landed(self, task: asyncio.Task[None]) -> None:

@@ -56,21 +56,6 @@ async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> 
     await alone
 
 
-async def test_small_batches_begin_at_their_pace_and_nobody_waits_when_there_was_none_for_a_while() -> None:
-    recorder = Recorder()
-    recorder.go.set()
-    gather = Gather(recorder.act, flights=2, pace=0.05)
-    began = asyncio.get_running_loop().time()
-    await gather.submit(1)
-    assert asyncio.get_running_loop().time() - began < 0.05
-    early = gather.submit(2)
-    for _ in range(5):  # turns of the loop in which it would have gone
-        await asyncio.sleep(0)
-    late = gather.submit(3)
-    assert [await early, await late] == [20, 30]
-    assert recorder.batches == [[1], [2, 3]]
-
-
 async def test_a_batch_has_at_most_so_many() -> None:
     recorder = Recorder()
     recorder.go.set()
