@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CREATE, UPDATE, CANCEL = "pms.booking.create", "pms.booking.update", "pms.booking.cancel"
 AVAILABILITY = "pms.availability.update"
 ROOMS = {"RT1": 713992, "RT2": 713993}
+YOUNG = timedelta(seconds=5)  # a token of that age has been tried by whoever was refused with the one before
 FIRST_NIGHT = date(2028, 1, 1)  # of the calendar pushes: far from any booking's nights
 AWAY = (OSError, TimeoutError, httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError)
 AMQP_AWAY = (*AWAY, aio_pika.exceptions.AMQPError, RuntimeError)
@@ -256,10 +257,15 @@ class Load:
         await self.story("outbox")
 
     async def _errand_token(self) -> None:
-        """The vendor forgets the tokens: the next call renews. It keeps what was not used yet: a new token that is not
-        accepted either is a matter for a person."""
+        """The vendor forgets the tokens: the next call renews. It keeps what is new, or was not used yet: a call that was
+        refused with one, and is with the next, is a matter for a person."""
         access = self._ground.world.sim.account.access
-        access.tokens = {text: token for text, token in access.tokens.items() if token.last_used == token.created}
+        since = access.clock() - YOUNG
+        access.tokens = {
+            text: token
+            for text, token in access.tokens.items()
+            if token.last_used == token.created or token.created > since
+        }
         await self.hint()
 
     async def _errand_doubt(self) -> None:
