@@ -135,14 +135,17 @@ async def _run(target: Target, name: str, order: Order) -> Result:
     try:
         known = await _done(database)
         before = snapshot(target.roots)
-        watch = asyncio.create_task(_most_memory(target))
+        # Not at fixed rates: to look at a process's memory stops it for a moment, and four are stopped longer than two.
+        watch = asyncio.create_task(_most_memory(target)) if not order.rate else None
         try:
             answers = await send(order)
             await _wait_done(database, known + answers.statuses.get("202", 0))
         finally:
-            watch.cancel()
+            if watch is not None:
+                watch.cancel()
         spent = cost(before, snapshot(target.roots))
-        held = await watch | {kind: memory(target.roots[kind]) for kind in SERVERS & target.roots.keys()}
+        held = await watch if watch is not None else {}
+        held |= {kind: memory(target.roots[kind]) for kind in SERVERS & target.roots.keys()}
         settled = {row[0]: row[1] for row in await database.fetch(target.settled)}
     finally:
         await database.close()

@@ -17,7 +17,8 @@ from ingress.admin import Admin
 from ingress.app import create_app, health_routes
 from ingress.fairness import Shares
 from ingress.webhooks import Webhooks
-from store import schema
+from store import inbound as store_inbound
+from store import ingest, schema
 from store.pool import API_ROLE, is_outage, open_pool
 from store.presence import Presence
 from store.retention import Keep
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from adapters.port import Adapter
+    from store.pool import Warm
     from topology.consumer import Incoming
 
     from .parts import Parts
@@ -79,7 +81,7 @@ def run(process: str, settings: Settings) -> None:
 
 async def ingress(settings: Settings, stop: asyncio.Event) -> None:
     await _check_schema(settings)
-    async with open_parts("ingress", settings) as parts, AsyncExitStack() as stack:
+    async with open_parts("ingress", settings, warm=ingest.warm) as parts, AsyncExitStack() as stack:
         await _check_topology(parts)
         api = await open_pool(settings.database_url, role=API_ROLE, name="ingress api", size=4)
         stack.push_async_callback(api.close)
@@ -94,7 +96,10 @@ async def ingress(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def inbound(settings: Settings, stop: asyncio.Event) -> None:
-    async with _present("inbound", settings), _worker("inbound", settings, settings.inbound_port) as (parts, consume):
+    async with (
+        _present("inbound", settings),
+        _worker("inbound", settings, settings.inbound_port, store_inbound.warm) as (parts, consume),
+    ):
         stage = inbound_stage(parts)
         for vendor, adapter in parts.adapters.items():
             if adapter.manifest.inbound:
@@ -245,13 +250,13 @@ async def _present(name: str, settings: Settings) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _worker(
-    name: str, settings: Settings, port: int
+    name: str, settings: Settings, port: int, warm: Warm | None = None
 ) -> AsyncIterator[tuple[Parts, Callable[[str, Stage, int], Awaitable[None]]]]:
     """A consuming process. The order of its stop: take no more, finish what is in hand, ack, close."""
     await _check_schema(settings)
     consumers: list[Consumer] = []
     intakes: list[Intake] = []
-    async with open_parts(name, settings) as parts:
+    async with open_parts(name, settings, warm=warm) as parts:
         await _check_topology(parts)
 
         async def consume(queue: str, stage: Stage, flights: int) -> None:

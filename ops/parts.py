@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adapters.port import Adapter
-    from store.pool import Pool
+    from store.pool import Pool, Warm
     from topology.model import Topology
 
     from .settings import Settings
@@ -83,14 +83,20 @@ def state_gauges(link: str) -> Callable[[LinkState], None]:
 
 
 @asynccontextmanager
-async def open_parts(name: str, settings: Settings, *, pool_size: int = 6) -> AsyncIterator[Parts]:
-    """Opens in order and closes in the reverse one.
+async def open_parts(
+    name: str,
+    settings: Settings,
+    *,
+    pool_size: int = 6,
+    warm: Warm | None = None,
+) -> AsyncIterator[Parts]:
+    """Opens in order and closes in the reverse one. warm: see open_pool
 
     raises  SealError, and what asyncpg raises when the database cannot be reached
     """
     async with AsyncExitStack() as stack:
         keys = KeyFile.read(settings.key_file)
-        pool = await open_pool(settings.database_url, role=WORKER_ROLE, name=name, size=pool_size)
+        pool = await open_pool(settings.database_url, role=WORKER_ROLE, name=name, size=pool_size, warm=warm)
         stack.push_async_callback(pool.close)
         clock = await Clock.of(pool)
         stack.callback(asyncio.create_task(clock.keep(), name="clock").cancel)

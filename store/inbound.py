@@ -13,7 +13,7 @@ import orjson
 from schemas.ids import named, read_uuid, uuid7
 from schemas.vocabulary import Result
 
-from .results import Batch, CoreEventRow
+from .results import Batch, CoreEventRow, told
 from .settle import SettledElsewhereError
 from .statements import statements
 
@@ -94,6 +94,13 @@ class Stored:
 
 async def load(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, InboundRow]:
     return {row["id"]: InboundRow(*row) for row in await connection.fetch(_SQL["load"], ids)}
+
+
+async def warm(connection: Connection) -> None:
+    """Has the statements of the hot path planned, and writes nothing: the first time in a session takes 50 ms."""
+    await load(connection, [])
+    await connection.fetch(_SQL["apply_states"], [], [], None, Result.RESERVATION_UPSERTED.value, uuid7())
+    await told(connection, [])
 
 
 async def start_alone(connection: Connection, id_: UUID) -> int | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    Warm = Callable[[Connection], Coroutine[Any, Any, None]]
 
 WORKER_ROLE = "staybus_worker"
 API_ROLE = "staybus_api"
@@ -43,10 +44,17 @@ def is_outage(error: BaseException) -> bool:
 
 
 async def open_pool(
-    database_url: str, *, role: str = WORKER_ROLE, name: str, size: int = 4, command_timeout: float = 30
+    database_url: str,
+    *,
+    role: str = WORKER_ROLE,
+    name: str,
+    size: int = 4,
+    command_timeout: float = 30,
+    warm: Warm | None = None,
 ) -> Pool:
     """A pool whose sessions run as `role`.
 
+    warm    is done on each new session: has statements planned that should not be when somebody waits for them
     raises  what asyncpg raises when the database cannot be reached
     """
 
@@ -63,9 +71,10 @@ async def open_pool(
         settings |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_material"), "off")
     pool: Pool = await asyncpg.create_pool(
         database_url,
-        min_size=1,
+        min_size=min(2, size),
         max_size=size,
         command_timeout=command_timeout,
+        init=warm,
         reset=keep,
         server_settings=settings,
     )
