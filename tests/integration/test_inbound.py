@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+from typing import Any
 
 import aio_pika
 import orjson
 import pytest
 
+from ops.fleet import inbound_stage
+from ops.parts import open_parts
+from schemas.event import Event
 from simulators.bookings import deliveries, generate, truth
 from tests.fleet import COMPANY, World
+from workers import inbound as workers_inbound
 
 
 @pytest.fixture
@@ -87,3 +93,48 @@ async def test_what_comes_by_the_exchange_in_the_wrong_way_is_kept_as_a_dead_let
         assert any(word in text for text in texts), texts
     for letter in letters:
         assert inbound.keys.installation.open_bytes(letter["sealed"])
+
+
+async def test_two_workers_with_the_same_events_apply_and_tell_each_once(world: World) -> None:
+    await world.start("ingress")
+    history = generate(5, 12, 3)
+    for _ in range(3):
+        turn, history = history[:16], history[16:]
+        events = [await recorded(world, change.body) for change in turn]
+        async with open_parts("inbound", world.settings()) as one, open_parts("inbound", world.settings()) as other:
+            await asyncio.gather(*(inbound_stage(parts).process(events) for parts in (one, other)))
+    ended = dict(await world.db.fetch("SELECT status, count(*) FROM channel_events GROUP BY status"))
+    assert ended.keys() <= {"done", "skipped"}
+    assert await world.db.fetchval("SELECT count(*) FROM core_events") == ended["done"]
+    assert await world.db.fetchval("SELECT count(DISTINCT cause_id) FROM core_events") == ended["done"]
+
+
+async def test_what_somebody_else_ended_meanwhile_is_left_out_and_the_rest_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an operator: nothing of that event's state may be applied, nor told."""
+    await world.start("ingress")
+    events = [await recorded(world, change.body) for change in generate(6, 3, 0)]
+    load = workers_inbound.store.load
+
+    async def slow_load(connection: Any, ids: Any) -> Any:
+        found = await load(connection, ids)
+        await world.db.execute("UPDATE channel_events SET status = 'abandoned' WHERE id = $1", events[1].row_id)
+        return found
+
+    monkeypatch.setattr(workers_inbound.store, "load", slow_load)
+    async with open_parts("inbound", world.settings()) as parts:
+        await inbound_stage(parts).process(events)
+    rows = await world.db.fetch(
+        "SELECT e.status, (SELECT count(*) FROM int_reservations r WHERE r.source_event = e.id) AS applied,"
+        " (SELECT count(*) FROM core_events c WHERE c.cause_id = e.id) AS told FROM channel_events e ORDER BY e.seq"
+    )
+    assert [tuple(row) for row in rows] == [("done", 1, 1), ("abandoned", 0, 0), ("done", 1, 1)]
+
+
+async def recorded(world: World, body: dict[str, Any]) -> Event:
+    """The wake-up of a webhook that nobody has taken yet."""
+    answer = await world.webhook(body)
+    assert answer.status_code == 202, answer.text
+    (id_,) = answer.json()["events"]
+    return Event(id=id_, type="beds24.booking.modified")
