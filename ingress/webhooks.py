@@ -122,19 +122,22 @@ class Webhooks:
 
     async def _accept(self, request: Request, arrival: Arrival) -> Accepted:
         adapter, known = await self._addressee(arrival)
-        body = await _read(request, arrival)
+        # Of a name that comes twice the first value counts, as with the framework's own headers.
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])
+        }
+        body = await _read(request, headers, arrival)
         if request.method == "POST":
-            _expect_json(request)
+            _expect_json(headers)
         webhook = WebhookRequest(
             request.method,
-            # Of a name that comes twice the first value counts, as with the framework's own headers.
-            {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])},
+            headers,
             {name.lower(): value for name, value in request.query_params.items()}
             if request.scope["query_string"]
             else {},
             body,
         )
-        arrival.trace = begin(webhook.headers.get("traceparent"))
+        arrival.trace = begin(headers.get("traceparent"))
         known = await self._verify(webhook, adapter, known, arrival)
         try:
             facts = adapter.parse(webhook, known.connection)
@@ -272,9 +275,9 @@ class Webhooks:
         self._marks.add(await announce(self._publisher, self._shares.admit(wakes)))
 
 
-async def _read(request: Request, arrival: Arrival) -> bytes:
+async def _read(request: Request, headers: Mapping[str, str], arrival: Arrival) -> bytes:
     """raises Problem 413 before the body is read where its length is declared, and while it is read otherwise"""
-    declared = request.headers.get("content-length", "")
+    declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY:
         arrival.size = min(int(declared), 2**31 - 1)
         raise _too_large()
@@ -300,8 +303,8 @@ def _unavailable() -> Problem:
     return Problem(503, "not-durable", "the webhook could not be recorded; send it again", retry_after=5)
 
 
-def _expect_json(request: Request) -> None:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _expect_json(headers: Mapping[str, str]) -> None:
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media and media != "application/json" and not media.endswith("+json"):
         raise Problem(415, "not-json", "content-type: application/json is expected")
 
