@@ -56,8 +56,8 @@ FOLDER = Path(".staybus/isolation")
 PROCESSES = ("ingress", "inbound", "outbound", "scheduler")
 PARTIES = 10
 TIMES = 50  # the load of the one tenant, in that of another
+BEFORE = 3.0  # seconds of it before the others are measured: to start its generator takes half a processor
 PROPERTY, ROOM = "345754", "713992"  # the simulator's seed
-BEFORE = 3.0  # seconds for which it sends before the others are measured: to start its generator takes half a processor
 GUESTS = 50  # bookings at a vendor that hints can name
 _MAIN = (
     "import sys; from bench.vendors import install; install(); from ops.fleet import run; from ops.settings import load;"

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NOT_CONSUMING = 60.0  # seconds without consuming after which a worker calls itself dead
-LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its events
+LINGER = 0.003  # seconds; a batch costs about 2 ms of CPU, whatever is in it
 DELIVERIES = 4  # batches of one vendor's deliveries that are leased at once
 
 

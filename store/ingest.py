@@ -126,7 +126,7 @@ async def record(connection: Connection, requests: Sequence[RequestRow]) -> list
 
 
 async def warm(connection: Connection) -> None:
-    """Has the statements of the hot path planned, and writes nothing: the first time in a session takes 50 ms."""
+    """Has the statements of the hot path planned, and writes nothing: the first time in a session takes 10 ms."""
     await _record(connection, [], [])
     await mark_published(connection, [])
 

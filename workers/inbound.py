@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -45,9 +45,10 @@ from .inbound_rows import (
 from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import commit, outlast
+from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from schemas.entities import Reservation, Sourced
@@ -81,36 +82,6 @@ class _Settled:
     left: Sequence[Work]
 
 
-class _Turns:
-    """Who runs beside whom: batches beside one another, an event that may have killed a worker beside nothing. What kills a
-    worker takes along what runs in it, and counted beside it, an innocent one would soon seem to be a poison, too.
-    """
-
-    def __init__(self) -> None:
-        self._entrance = asyncio.Lock()
-        self._batches = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
-        async with self._entrance:
-            self._batches += 1
-            self._empty.clear()
-        try:
-            yield
-        finally:
-            self._batches -= 1
-            if not self._batches:
-                self._empty.set()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        async with self._entrance:
-            await self._empty.wait()
-            yield
-
-
 class InboundStage:
     def __init__(
         self,
@@ -141,7 +112,7 @@ class InboundStage:
         self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCHES))  # by vendor
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
-        self._turns = _Turns()  # of all queues that the process consumes
+        self._turns = Turns()  # of all queues that the process consumes
 
     async def process(self, events: Sequence[Event]) -> None:
         """Each is settled when this returns, or leased for as long as its vendor is asked."""

@@ -136,6 +136,12 @@ async def touched(connection: Any, sql: str, *given: Any) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+def finished(ids: list[Any], now: datetime) -> tuple[list[Any], ...]:
+    """Columns of `finish`: done, with its attempt in the history."""
+    rows = [(id_, "done", 1, 0, None, None, None, None, True, "done", now) for id_ in ids]
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
 async def of_one_size(database_url: str, worker: Any, folder: Path, count: int) -> dict[str, int]:
     tenants = await make_past(database_url, folder, count)
     owner = await asyncpg.connect(database_url)
@@ -150,6 +156,7 @@ async def of_one_size(database_url: str, worker: Any, folder: Path, count: int) 
     await owner.execute("VACUUM ANALYZE")
     await owner.close()
     found = {
+        "finish": await touched(worker, statements("settle")["finish"], *finished(ids, now)),
         "load": await touched(worker, statements("inbound")["load"], ids),
         "page": await touched(worker, statements("retention")["page_channel_events"], KEEP.rows, KEEP.letters, 100, 0),
         "log page": await touched(worker, statements("retention")["page_webhook_log"], KEEP.rows, 100, 0),

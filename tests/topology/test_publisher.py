@@ -9,7 +9,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 from pamqp.frame import marshal
 
-from tests.topology.conftest import until
+from tests.topology.conftest import ready_in, until
 from tests.topology.tcp_proxy import TcpProxy
 from topology.apply import apply
 from topology.burst import Outgoing
@@ -64,6 +64,16 @@ async def test_a_key_that_nobody_binds_is_kept(amqp_url: str, channel: AbstractC
     async with _publisher(amqp_url) as publisher:
         assert await publisher.publish_all([_message("nobody.binds")]) == [None]
     assert (await channel.queue_declare("pms.unroutable", passive=True)).message_count == 1
+
+
+async def test_what_nobody_need_hear_is_confirmed_though_nobody_listens(
+    amqp_url: str, channel: AbstractChannel
+) -> None:
+    await apply(amqp_url, SMALL)
+    async with _publisher(amqp_url) as publisher:
+        unheard = [_message("core.a", mandatory=mandatory) for mandatory in (False, True)]
+        assert _kinds(await publisher.publish_all(unheard)) == [None, FaultKind.UNROUTABLE]
+    assert await ready_in(channel, "pms.unroutable") == 0
 
 
 async def test_results_are_each_messages_own_and_in_order(amqp_url: str, channel: AbstractChannel) -> None:
