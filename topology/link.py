@@ -26,6 +26,8 @@ from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.exceptions import AMQPError, ChannelClosed
 from yarl import URL
 
+from topology.acks import Transport
+
 log = logging.getLogger(__name__)
 
 Backoff = Callable[[int], float]
@@ -69,13 +71,20 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=ca_file) if ca_file else None
 
 
-async def connect(url: str, *, name: str, tls: ssl.SSLContext | None = None) -> AbstractConnection:
-    """A plain connection, shown to the broker's operators as `name`. Raises AMQPError, OSError, TimeoutError."""
+async def connect(
+    url: str, *, name: str, tls: ssl.SSLContext | None = None, confirms: bool = False
+) -> AbstractConnection:
+    """A plain connection, shown to the broker's operators as `name`. Raises AMQPError, OSError, TimeoutError.
+
+    confirms   many are expected on it
+    """
     if "heartbeat" not in parse_qs(urlsplit(url).query):
         url = f"{url}{'&' if urlsplit(url).query else '?'}heartbeat={HEARTBEAT}"
     # Not aio_pika.connect(): its connection that could not connect is never closed, and closes itself at some later collection
     # of garbage, in whatever is running then.
     connection = aio_pika.Connection(URL(url), ssl_context=tls, client_properties={"connection_name": name})
+    if confirms:
+        connection.kwargs["transport_factory"] = Transport()
     try:
         await connection.connect()
     except BaseException as error:
@@ -229,7 +238,9 @@ class Link:
             lost.set()
 
         if self._connection is None:
-            self._connection = connection = await connect(self._url, name=self._name, tls=self._tls)
+            self._connection = connection = await connect(
+                self._url, name=self._name, tls=self._tls, confirms=self._confirms
+            )
             connection.close_callbacks.add(lambda *_: self._connection_closed(connection))
         self._channel = self._connection.channel(publisher_confirms=self._confirms, on_return_raises=self._confirms)
         await self._channel.initialize()
