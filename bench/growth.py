@@ -189,29 +189,19 @@ async def route(place: Place, spent: Spent) -> int:
 
 
 async def deliver(place: Place, spent: Spent) -> int:
-    """Outbound worker, without the vendor's call: claim, look up, note; then the settling transaction."""
+    """Outbound worker, without the vendor's call and what it is held back by: claim, look up, note; then the settling."""
     batch, place.routed = place.routed[:100], place.routed[100:]
     with spent.timing():
         claimed = await outbound.claim(place.db, batch, "bench", 120.0)
     wanted = [(row.connection_id, "reservation", row.entity_internal_id) for row in claimed]
     notes = [(row.id, row.company_id, row.connection_id, None, f"staybus:{row.id}", "{}") for row in claimed]
-    exchanges = [(row.id, row.company_id, row.payload, '{"success": true}') for row in claimed]
-    told = [
-        command_ended(Result.COMMAND_SUCCEEDED, company_id=row.company_id, connection_id=row.connection_id,
-                      subject=row.entity_internal_id, command_type=row.event_type, cause_id=row.id, trace=None)
-        for row in claimed
-    ]  # fmt: skip
     with spent.timing():
-        async with place.db.transaction():
-            await outbound.external_ids(place.db, wanted)
-            await outbound.note_own_writes(place.db, notes)
-        async with place.db.transaction():
-            await outbound.lock_leased(place.db, [(row.id, row.attempts) for row in claimed], "bench")
-            await outbound.answer_own_writes(place.db, [(row.id, str(row.id)) for row in claimed])
-            await finish(place.db, [_done(row.id, keep=True) for row in claimed])
-            await outbound.note_exchanges(place.db, exchanges)
-            kept = await results.keep(place.db, told)
-            await outbound.lane_heads(place.db, [row.lane for row in claimed if row.lane])
+        external = await outbound.external_ids(place.db, wanted)
+        await outbound.note_own_writes(place.db, notes)
+    succeeded = [_succeeded(row, external[key]) for row, key in zip(claimed, wanted, strict=True)]
+    with spent.timing():
+        _, kept = await outbound.succeed(place.db, succeeded, "bench")
+        await outbound.lane_heads(place.db, [row.lane for row in claimed if row.lane])
         if kept is not None:
             await results.told(place.db, [kept.id])
     return len(claimed)
@@ -301,8 +291,19 @@ CASES = (
 )
 
 
-def _done(id_: UUID, *, keep: bool = False) -> FinishRow:
-    return FinishRow(id_, "done", 1, 0, None, None, None, None, keep, "done", datetime.now(UTC))
+def _done(id_: UUID) -> FinishRow:
+    return FinishRow(id_, "done", 1, 0, None, None, None, None, False, "done", datetime.now(UTC))
+
+
+def _succeeded(row: outbound.Claimed, external_id: str) -> outbound.DeliveryRow:
+    told = command_ended(
+        Result.COMMAND_SUCCEEDED, company_id=row.company_id, connection_id=row.connection_id,
+        subject=row.entity_internal_id, command_type=row.event_type, cause_id=row.id, trace=None,
+    )  # fmt: skip
+    return outbound.DeliveryRow(
+        row.id, row.attempts, datetime.now(UTC), external_id, row.entity_internal_id, row.entity_type, row.payload,
+        '{"success": true}', told,
+    )  # fmt: skip
 
 
 def _command(at: Connected, subject: str, parent: outbound.CommandRow | None) -> outbound.CommandRow:

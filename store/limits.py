@@ -73,6 +73,22 @@ async def budgets(connection: Connection, scopes: Mapping[str, str]) -> dict[str
     }
 
 
+async def take_at_once(
+    connection: Connection, connection_ids: Sequence[str], costs: Mapping[str, float], needed: Mapping[str, float]
+) -> bool:
+    """Whether these costs (by scope) were taken: no circuit counts against any of the connections, and each budget is known
+    and has what is needed. Else none is."""
+    scopes = list(costs)
+    taken = await connection.execute(
+        _SQL["take_at_once"],
+        connection_ids,
+        scopes,
+        [costs[scope] for scope in scopes],
+        [needed[scope] for scope in scopes],
+    )
+    return taken == f"UPDATE {len(scopes)}"
+
+
 async def take(connection: Connection, balances: Mapping[str, Balance]) -> None:
     """balances: scope → what it is now; the caller has locked them"""
     rows = [(scope, b.remaining, b.under_way, b.resets_at) for scope, b in balances.items()]

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from schemas.ids import uuid7
+from schemas.vocabulary import Result
+
+from .results import Batch
 from .statements import statements
 
 if TYPE_CHECKING:
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from .pool import Connection
+    from .results import CoreEventRow
 
 _SQL = statements("outbound")
 
@@ -78,6 +83,27 @@ class Claimed:
     lane: str | None
     lane_policy: str | None
     overlay: str | None
+
+
+@dataclass(slots=True)
+class DeliveryRow:
+    """A delivery that its vendor has done.
+
+    attempts           as claimed: the fencing token
+    external_id        the vendor's name for what the core calls internal_id; None: it gave none
+    request, response  what was said, as JSON without personal data
+    result             what others hear of it
+    """
+
+    id: UUID
+    attempts: int
+    started_at: datetime
+    external_id: str | None
+    internal_id: str
+    entity_type: str
+    request: str | None
+    response: str | None
+    result: CoreEventRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +198,26 @@ async def note_own_writes(connection: Connection, rows: Sequence[tuple[UUID, str
         await connection.execute(_SQL["note_own_writes"], *_columns(rows, 6))
 
 
-async def answer_own_writes(connection: Connection, rows: Sequence[tuple[UUID, str]]) -> None:
-    if rows:
-        await connection.execute(_SQL["answer_own_writes"], *_columns(rows, 2))
+async def succeed(connection: Connection, rows: Sequence[DeliveryRow], worker: str) -> tuple[set[UUID], Batch | None]:
+    """Ends those whose lease this worker still holds, in one statement. returns them, and what others hear, not published yet"""
+    if not rows:
+        return set(), None
+    given = [
+        (r.id, r.attempts, r.started_at, r.external_id, r.internal_id, r.entity_type, r.request, r.response, r.result.id,
+         r.result.data)
+        for r in rows
+    ]  # fmt: skip
+    batch_id = uuid7()
+    found = await connection.fetch(_SQL["succeed"], given, worker, Result.COMMAND_SUCCEEDED.value, batch_id)
+    ended = {row["id"] for row in found}
+    told = [row.result for row in rows if row.id in ended]
+    return ended, Batch(batch_id, told) if told else None
 
 
 async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, int]], worker: str) -> set[UUID]:
     """Of these (id, attempts), the deliveries whose lease this worker still holds; locked."""
+    if not rows:
+        return set()
     found = await connection.fetch(_SQL["lock_leased"], *_columns(rows, 2), worker)
     return {row["id"] for row in found}
 
@@ -187,17 +226,6 @@ async def note_exchanges(connection: Connection, rows: Sequence[tuple[UUID, str,
     """rows: (delivery, company, what we told the vendor, what it answered), both as JSON without personal data"""
     if rows:
         await connection.execute(_SQL["note_exchanges"], *_columns(rows, 4))
-
-
-async def learn_external_ids(connection: Connection, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """rows: (company, connection, entity type, external id, internal id)"""
-    if rows:
-        await connection.execute(_SQL["learn_external_ids"], *_columns(rows, 5))
-
-
-async def name_entities(connection: Connection, rows: Sequence[tuple[UUID, str]]) -> None:
-    if rows:
-        await connection.execute(_SQL["name_entities"], *_columns(rows, 2))
 
 
 async def waiting(connection: Connection, connection_id: str, limit: int) -> list[UUID]:

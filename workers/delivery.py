@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -37,9 +37,11 @@ from .delivery_rows import (
     Work,
     all_mapped,
     dead_letter,
+    delivery_row,
     exchange,
     finish_row,
     ids,
+    is_plain,
     observe,
     own_write,
     results_of,
@@ -51,7 +53,7 @@ from .persist import commit, outlast
 from .window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 
     from adapters.port import Adapter
     from schemas.event import Event
@@ -76,8 +78,10 @@ LAST_WORD = 5.0  # seconds at a stop for the database to take what is left to ot
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    wakes: list[WakeUp] = field(default_factory=list)
-    told: Batch | None = None
+    """ended: those whose lease was held still"""
+
+    ended: list[Work]
+    told: list[Batch | None]
 
 
 class DeliveryStage:
@@ -309,7 +313,7 @@ class DeliveryStage:
                 for kind, internal in (*command.data.references(), command.data.lane_entity())
             }
         )
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self._pool.acquire() as connection:
             found = await store.external_ids(connection, wanted)
             notes = []
             for work, bare in commands:
@@ -387,16 +391,51 @@ class DeliveryStage:
     # ------------------------------------------------------------------ settle
 
     async def _settle(self, works: Sequence[Work]) -> list[None]:
-        batches = await commit(works, self._commit, self._park_alone)
-        await self._teller.tell(batch.told for batch in batches)
-        wakes = [wake for batch in batches for wake in batch.wakes]
-        if wakes:
-            self._marks.add(await announce(self._publisher, wakes))
+        """Most by one statement. What follows from it comes after its commit: lost with this process, it is made good by others
+        (the relay tells and wakes, a budget's window ends)."""
+        parts = await commit(works, self._commit, self._park_alone)
+        await self._teller.tell(batch for part in parts for batch in part.told)
+        await self._note_calls(works)
+        ended = [work for part in parts for work in part.ended]
+        observe(ended, self._now())
+        await self._wake_next(
+            {work.row.lane for work in ended if work.row.lane and not isinstance(work.outcome, Retry | Defer)}
+        )
         return [None] * len(works)
 
+    async def _note_calls(self, works: Sequence[Work]) -> None:
+        calls = [Ended(work.call, work.answered, work.budget) for work in works if work.call is not None]
+        if calls:
+            for connection_id in sorted(await outlast(lambda: self._governor.note(calls))):
+                _log.warning("circuit open: the vendor does not answer", extra=about(connection_id=connection_id))
+
+    async def _wake_next(self, lanes: Collection[str]) -> None:
+        async def look() -> list[store.LaneHead]:
+            async with self._pool.acquire() as connection:
+                return await store.lane_heads(connection, list(lanes))
+
+        wakes = [
+            WakeUp(
+                head.id,
+                head.company_id,
+                head.event_type,
+                delivery_key(head.vendor, head.event_type),
+                head.trace,
+                head.connection_id,
+            )
+            for head in (await outlast(look) if lanes else [])
+            if head.status == EventStatus.RECEIVED.value
+        ]
+        if wakes:
+            self._marks.add(await announce(self._publisher, wakes))
+
     async def _commit(self, works: Sequence[Work]) -> _Settled:
-        async with self._pool.acquire() as connection, connection.transaction():
-            return await self._write(connection, works)
+        async with self._pool.acquire() as connection:
+            if all(is_plain(work) for work in works):
+                held, told = await store.succeed(connection, [delivery_row(work) for work in works], self._worker)
+                return _Settled(_held(works, held), [told])
+            async with connection.transaction():
+                return await self._write(connection, works)
 
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """What the vendor did stays done; only our record of it is refused by the database."""
@@ -406,57 +445,28 @@ class DeliveryStage:
         return await self._commit([work])
 
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
-        held = await store.lock_leased(connection, [(work.row.id, work.row.attempts) for work in works], self._worker)
-        calls = [Ended(work.call, work.answered, work.budget) for work in works if work.call is not None]
-        for work in works:
-            if work.row.id not in held:
-                _log.warning("lease lost: another worker has it", extra=about(**ids(work)))
-        works = [work for work in works if work.row.id in held]
-        for connection_id in sorted(await self._governor.note(connection, calls)):
-            _log.warning("circuit open: the vendor does not answer", extra=about(connection_id=connection_id))
-        if not works:
-            return _Settled()
-        named = [
-            (work, work.external_id, *work.command.data.lane_entity())
-            for work in works
-            if work.external_id is not None and work.command is not None
-        ]
-        await store.learn_external_ids(
-            connection,
-            [
-                (w.row.company_id, w.row.connection_id, kind.value, external, internal)
-                for w, external, kind, internal in named
-            ],
-        )
-        await store.name_entities(connection, [(work.row.id, external) for work, external, *_ in named])
-        await store.answer_own_writes(connection, [(work.row.id, external) for work, external, *_ in named])
+        done = [work for work in works if isinstance(work.outcome, Done)]
+        rest = [work for work in works if not isinstance(work.outcome, Done)]
+        succeeded, told = await store.succeed(connection, [delivery_row(work) for work in done], self._worker)
+        leased = await store.lock_leased(connection, [(work.row.id, work.row.attempts) for work in rest], self._worker)
+        done, rest = _held(done, succeeded), _held(rest, leased)
         now = self._now()
-        await finish(connection, [finish_row(work, now) for work in works])
-        await store.note_exchanges(connection, [exchange(work) for work in works if work.call is not None])
-        told = await keep(connection, [result for work in works for result in results_of(work)])
-        await bury(connection, [dead_letter(work, work.outcome) for work in works if isinstance(work.outcome, Park)])
-        sent_too = [(id_, w.row.id) for w in works if isinstance(w.outcome, Done) for id_ in w.absorbed]
+        await finish(connection, [finish_row(work, now) for work in rest])
+        await store.note_exchanges(connection, [exchange(work) for work in rest if work.call is not None])
+        failed = await keep(connection, [result for work in rest for result in results_of(work)])
+        await bury(connection, [dead_letter(work, work.outcome) for work in rest if isinstance(work.outcome, Park)])
+        sent_too = [(id_, work.row.id) for work in done for id_ in work.absorbed]
         await store.supersede(connection, sent_too)
-        came_through = [work.row.id for work in works if isinstance(work.outcome, Done)]
+        came_through = [work.row.id for work in done if work.row.error_class is not None]
         await resolve(connection, [*came_through, *(id_ for id_, _ in sent_too)])
-        ended = [work for work in works if not isinstance(work.outcome, Retry | Defer)]
-        heads = await store.lane_heads(connection, list({work.row.lane for work in ended if work.row.lane}))
-        observe(works, now)
-        return _Settled(
-            [
-                WakeUp(
-                    head.id,
-                    head.company_id,
-                    head.event_type,
-                    delivery_key(head.vendor, head.event_type),
-                    head.trace,
-                    head.connection_id,
-                )
-                for head in heads
-                if head.status == EventStatus.RECEIVED.value
-            ],
-            told,
-        )
+        return _Settled([*done, *rest], [told, failed])
+
+
+def _held(works: Sequence[Work], ids_: Container[UUID]) -> list[Work]:
+    for work in works:
+        if work.row.id not in ids_:
+            _log.warning("lease lost: another worker has it", extra=about(**ids(work)))
+    return [work for work in works if work.row.id in ids_]
 
 
 async def _ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:

@@ -13,6 +13,7 @@ import orjson
 from adapters.errors import Unmapped
 from adapters.port import Command, Reply
 from schemas.vocabulary import Result
+from store.outbound import DeliveryRow
 from store.results import CoreEventRow
 from store.settle import DeadLetterRow, FinishRow
 from telemetry import metrics
@@ -82,6 +83,22 @@ def all_mapped(command: Command) -> None:
             )
 
 
+def is_plain(work: Work) -> bool:
+    """Done at the first attempt, for itself alone: no dead letter to close, no older command to end with it."""
+    return isinstance(work.outcome, Done) and work.row.error_class is None and not work.absorbed
+
+
+def delivery_row(work: Work) -> DeliveryRow:
+    """Of one that is done."""
+    row, command = work.row, work.command
+    if command is None:
+        raise AssertionError("a delivery was done without its command")
+    kind, internal = command.data.lane_entity()
+    _, _, *said = exchange(work)
+    (result,) = results_of(work)
+    return DeliveryRow(row.id, row.attempts, work.started_at, work.external_id, internal, kind.value, *said, result)
+
+
 def finish_row(work: Work, now: datetime) -> FinishRow:
     row, outcome = work.row, work.outcome
     if outcome is None:
@@ -95,7 +112,8 @@ def finish_row(work: Work, now: datetime) -> FinishRow:
         # to a poison.
         starts=1 if work.doubt and not isinstance(outcome, Done) else 0,
         next_attempt_at=end.next_attempt_at,
-        error_class=end.fault,
+        # Put off: what it failed with before still tells that it has a dead letter to close.
+        error_class=end.fault if end.counted else row.error_class,
         last_error=end.message,
         error_code=end.code,
         keep_attempt=end.counted == 1,

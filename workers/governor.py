@@ -9,6 +9,7 @@ attempts of whatever came first.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from adapters.port import Budget, RateLimit
     from schemas.connection import Connection
-    from store.pool import Connection as Database
     from store.pool import Pool
 
 UNANSWERED = frozenset({Fault.TRANSIENT, Fault.UNKNOWN})
@@ -70,10 +70,10 @@ class Governor:
         self._troubled: set[str] = set()  # connections that have a row in circuits
 
     async def admit(self, calls: Sequence[Call]) -> list[Defer | None]:
-        """For each: None, it may go and must be given to `ended`, then to `note`; or until when not. One transaction."""
-        if not calls:
-            return []
+        """For each: None, it may go and must be given to `ended`, then to `note`; or until when not."""
         asked = {call.connection.id for call in calls}
+        if not calls or (asked.isdisjoint(self._troubled) and await self._take_at_once(calls)):
+            return [None] * len(calls)
         try:
             async with self._pool.acquire() as database, database.transaction():
                 circuits = await limits.circuits(database, sorted(asked))
@@ -95,13 +95,24 @@ class Governor:
                 self._not_a_probe(call)
         return verdicts
 
+    async def _take_at_once(self, calls: Sequence[Call]) -> bool:
+        """Whether nothing stands against any of them, which is nearly always; then it is one statement. Else nothing is taken."""
+        costs: defaultdict[str, float] = defaultdict(float)
+        needed: defaultdict[str, float] = defaultdict(float)  # by all of a scope together
+        for call in sorted(calls, key=lambda call: not call.urgent):
+            needed[call.scope] = max(needed[call.scope], costs[call.scope] + _least(call))
+            costs[call.scope] += call.limit.cost
+        connection_ids = list({call.connection.id for call in calls})
+        async with self._pool.acquire() as database:
+            return await limits.take_at_once(database, connection_ids, costs, needed)
+
     def ended(self, call: Call) -> None:
         """The call is over, whatever came of it."""
         if call.probe:
             self._probing.discard(call.connection.id)
 
-    async def note(self, database: Database, endings: Sequence[Ended]) -> set[str]:
-        """Writes what calls told of their vendors. returns the connections whose circuit is open now"""
+    async def note(self, endings: Sequence[Ended]) -> set[str]:
+        """Writes what calls told of their vendors, all of it or nothing. returns the connections whose circuit is open now"""
         now = self._now()
         spent: dict[str, limits.Spent] = {}
         for ending in endings:
@@ -111,7 +122,6 @@ class Governor:
                 of.units += call.limit.cost
             if budget is not None and (of.left is None or budget.remaining < of.left[0]):
                 of.left = budget.remaining, now + timedelta(seconds=budget.resets_in)
-        await limits.spent(database, spent)
         heard = {e.call.connection.id for e in endings if e.answered}
         failed: dict[str, tuple[str, int]] = {}
         for ending in endings:
@@ -120,9 +130,16 @@ class Governor:
                 before = failed.get(connection.id, ("", 0))[1]
                 failed[connection.id] = connection.company_id, before + min(ending.events, MANY)
         probes = sorted({e.call.connection.id for e in endings if e.call.probe})
-        opened = await limits.silent(database, failed, probes)
-        # Not forgotten here: this transaction may be rolled back, and is then tried again. The next `admit` sees the rows.
-        await limits.heard(database, sorted(heard & self._troubled))
+        healed = sorted(heard & self._troubled)
+        async with self._pool.acquire() as database:
+            if not failed and not healed:
+                await limits.spent(database, spent)
+                return set()
+            async with database.transaction():
+                await limits.spent(database, spent)
+                opened = await limits.silent(database, failed, probes)
+                # Not forgotten here: this may be rolled back, and is then tried again. The next `admit` sees the rows.
+                await limits.heard(database, healed)
         self._troubled |= failed.keys()
         return opened
 
@@ -151,11 +168,16 @@ class Governor:
     ) -> Defer | None:
         limit = call.limit
         known = balances.get(call.scope) or limits.Balance(limit.units, 0, self._now() + limit.per)
-        needed = limit.least if call.urgent else limit.reserve
+        needed = _least(call)
         if known.free < needed:
             return Defer(known.resets_at, f"rate limit: {known.free:g} units left, {needed:g} needed")
         balances[call.scope] = taken[call.scope] = replace(known, under_way=known.under_way + limit.cost)
         return None
+
+
+def _least(call: Call) -> float:
+    """Units that must be left for it to go out: bookings may use the last, the others leave the reserve to them."""
+    return call.limit.least if call.urgent else call.limit.reserve
 
 
 def answered(outcome: Outcome | None) -> bool | None:

@@ -166,11 +166,11 @@ class InboundStage:
         for work in works:
             if work.outcome is None:
                 work.outcome = self._interpret(work)
-        await self._mark_echoes(works)
-        unsure = await self._settle([work for work in works if not isinstance(work.outcome, Hint)])
-        for work in unsure:
-            _in_doubt(work)
+        told = [work for work in works if not isinstance(work.outcome, Hint)]
+        # First, because a vendor takes longest, and from here on it is asked beside all else.
         await self._ask([work for work in works if isinstance(work.outcome, Hint)], starts)
+        await self._mark_echoes(told)
+        await self._ask([_in_doubt(work) for work in await self._settle(told)], starts)
 
     # ------------------------------------------------------------------ begin
 
@@ -388,9 +388,7 @@ class InboundStage:
         return life
 
     async def _note(self, ending: Ended) -> None:
-        async with self._pool.acquire() as connection, connection.transaction():
-            opened = await self._governor.note(connection, [ending])
-        if opened:
+        if await self._governor.note([ending]):
             _log.warning(
                 "circuit open: the vendor does not answer", extra=about(connection_id=ending.call.connection.id)
             )

@@ -268,12 +268,7 @@ class Puller:
 
     async def _heard(self, ended: Ended) -> None:
         """What the vendor said of its limit and of its life is for whoever calls it next."""
-
-        async def note() -> None:
-            async with self._pool.acquire() as connection, connection.transaction():
-                await self._governor.note(connection, [ended])
-
-        await outlast(note)
+        await outlast(lambda: self._governor.note([ended]))
 
     def _rows(self, known: Known, facts: Sequence[Fact], trace: str) -> list[FactRow]:
         vendor = known.connection.vendor

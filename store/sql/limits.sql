@@ -12,6 +12,20 @@ ON CONFLICT DO NOTHING
 SELECT scope, remaining, under_way, resets_at, resets_at > clock_timestamp() AS running FROM rate_budgets
 WHERE scope = ANY ($1::text[]) ORDER BY scope FOR UPDATE
 
+-- name: take_at_once
+-- The usual case in one statement: takes all of these costs, or none of them. Rows are locked in the order of their names, and
+-- looked at again when the lock was waited for.
+WITH free AS MATERIALIZED (
+    SELECT b.scope, g.cost FROM unnest($2::text[], $3::float8[], $4::float8[]) AS g (scope, cost, needed)
+    JOIN rate_budgets b USING (scope)
+    WHERE b.resets_at > clock_timestamp() AND b.remaining - b.under_way >= g.needed
+      AND NOT EXISTS (SELECT FROM circuits WHERE connection_id = ANY ($1::text[]))
+    ORDER BY b.scope FOR UPDATE OF b
+)
+UPDATE rate_budgets b SET under_way = b.under_way + f.cost, updated_at = clock_timestamp()
+FROM free f
+WHERE b.scope = f.scope AND (SELECT count(*) FROM free) = cardinality($2::text[])
+
 -- name: take
 UPDATE rate_budgets b
 SET remaining = g.remaining, under_way = g.under_way, told = b.told AND b.resets_at = g.resets_at,

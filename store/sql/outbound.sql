@@ -99,13 +99,54 @@ ON CONFLICT (event_id) DO UPDATE
 SET written_at = clock_timestamp(), expected = EXCLUDED.expected,
     external_id = COALESCE(EXCLUDED.external_id, own_writes.external_id)
 
--- name: answer_own_writes
-UPDATE own_writes w SET external_id = g.external_id
-FROM unnest($1::uuid[], $2::text[]) AS g (event_id, external_id)
-WHERE w.event_id = g.event_id AND w.external_id IS DISTINCT FROM g.external_id
+-- name: succeed
+-- Deliveries that their vendors have done, of one worker ($2): their end, the names that the vendors gave, what was said, and
+-- what others hear of it ($3: its type, $4: id of the batch).
+-- Whose lease ran out is not among the answers, and nothing of it is written: attempts are the fencing token.
+WITH held AS MATERIALIZED (
+    SELECT g.*, e.company_id, e.connection_id, e.entity_internal_id, e.worker, e.trace
+    FROM unnest($1::delivery_row[]) g JOIN channel_events e ON e.id = g.id AND e.attempts = g.attempts
+    WHERE e.status = 'processing' AND e.worker = $2
+    ORDER BY e.id
+    FOR UPDATE OF e
+), done AS (
+    UPDATE channel_events e
+    SET status = 'done', starts = 0, next_attempt_at = NULL, error_class = NULL, last_error = NULL, lease_until = NULL,
+        started_at = h.started_at, processed_at = clock_timestamp(),
+        published_at = COALESCE(e.published_at, clock_timestamp()),
+        entity_external_id = COALESCE(h.external_id, e.entity_external_id)
+    FROM held h
+    WHERE e.id = h.id
+), tried AS (
+    INSERT INTO event_attempts (event_id, company_id, attempt, outcome, worker, started_at)
+    SELECT id, company_id, attempts, 'done', worker, started_at FROM held
+), learned AS (
+    INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id, internal_entity_type,
+                              internal_entity_id)
+    SELECT DISTINCT ON (connection_id, entity_type, external_id)
+           company_id, connection_id, entity_type, external_id, entity_type, internal_id
+    FROM held WHERE external_id IS NOT NULL
+    ORDER BY connection_id, entity_type, external_id, id
+    ON CONFLICT (connection_id, external_entity_type, external_entity_id)
+    DO UPDATE SET internal_entity_id = EXCLUDED.internal_entity_id, is_active = true
+), answered AS (
+    UPDATE own_writes w SET external_id = h.external_id
+    FROM held h WHERE w.event_id = h.id AND h.external_id IS NOT NULL AND w.external_id IS DISTINCT FROM h.external_id
+), exchanged AS (
+    INSERT INTO sync_exchanges AS x (event_id, company_id, request, response)
+    SELECT id, company_id, request::jsonb, response::jsonb FROM held
+    ON CONFLICT (event_id) DO UPDATE
+    SET request = EXCLUDED.request, response = COALESCE(EXCLUDED.response, x.response), at = clock_timestamp()
+), kept AS (
+    INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+    SELECT result, company_id, connection_id, $3, entity_internal_id, told::json, id, trace FROM held
+), batch AS (
+    INSERT INTO core_batches (id, event_ids) SELECT $4, array_agg(result ORDER BY id) FROM held HAVING count(*) > 0
+)
+SELECT id FROM held
 
 -- name: lock_leased
--- The fencing token: a worker that slept through its lease finds nothing here and changes nothing.
+-- The fencing token, for what did not succeed: a worker that slept through its lease finds nothing here.
 SELECT e.id FROM channel_events e
 JOIN unnest($1::uuid[], $2::int[]) AS g (id, attempts) ON g.id = e.id AND g.attempts = e.attempts
 WHERE e.status = 'processing' AND e.worker = $3
@@ -118,20 +159,6 @@ SELECT event_id, company_id, request::jsonb, response::jsonb
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS g (event_id, company_id, request, response)
 ON CONFLICT (event_id) DO UPDATE
 SET request = EXCLUDED.request, response = COALESCE(EXCLUDED.response, x.response), at = clock_timestamp()
-
--- name: learn_external_ids
-INSERT INTO int_mappings (company_id, connection_id, external_entity_type, external_entity_id, internal_entity_type,
-                          internal_entity_id)
-SELECT company_id, connection_id, entity_type, external_id, entity_type, internal_id
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-    AS g (company_id, connection_id, entity_type, external_id, internal_id)
-ORDER BY connection_id, entity_type, external_id
-ON CONFLICT (connection_id, external_entity_type, external_entity_id)
-DO UPDATE SET internal_entity_id = EXCLUDED.internal_entity_id, is_active = true
-
--- name: name_entities
-UPDATE channel_events e SET entity_external_id = g.external_id
-FROM unnest($1::uuid[], $2::text[]) AS g (id, external_id) WHERE e.id = g.id
 
 -- name: waiting
 -- Deliveries of one connection that may run: bookings first, rates last, of each those that wait longest. What `claim` would

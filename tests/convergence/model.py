@@ -317,7 +317,7 @@ class Tables:
         return {(CONNECTION, kind, internal): external for (kind, external), internal in self.mappings.items()}
 
     def learn(self, entity_type: str, external: str, internal: str) -> None:
-        """learn_external_ids: ON CONFLICT DO UPDATE SET internal_entity_id"""
+        """succeed: ON CONFLICT DO UPDATE SET internal_entity_id"""
         self.mappings[entity_type, external] = internal
 
     def note_own_write(self, write: OwnWrite) -> None:

@@ -20,6 +20,7 @@ from schemas.vocabulary import EntityType, EventStatus, LanePolicy, ReservationS
 from store import connections, dead_letters, inbound, ingest, outbound, pulls, relay, results, settle
 from store.inbound import StateRow
 from store.outbound import CommandRow
+from store.results import CoreEventRow
 from store.seal import Cipher, KeyFile
 from store.settle import FinishRow
 from tests.convergence.model import COMPANY, CONNECTION, Event, Tables
@@ -176,6 +177,11 @@ async def deliver(db: Db, tables: Tables, id_: UUID, name: str, policy: LanePoli
     return id_
 
 
+def succeeded(row: Any, name: str | None) -> outbound.DeliveryRow:
+    told = CoreEventRow(COMPANY, CONNECTION, "core.command.succeeded", str(name), "{}", row.id, None)
+    return outbound.DeliveryRow(row.id, row.attempts, NOW, None, str(name), "reservation", None, None, told)
+
+
 class Lanes:
     """A few deliveries in both, and what may happen to one."""
 
@@ -218,16 +224,22 @@ class Lanes:
         row = self.tables.row(event.id)
         if self.rng.random() < 0.3:  # one that slept through its lease
             row.attempts += self.rng.choice([-1, 1])
-        held = await outbound.lock_leased(self.db, [(row.id, row.attempts)], str(row.worker))
+        status = self.rng.choice(["done", "failed", "retrying"])
+        due = self.rng.choice([PAST, FUTURE]) if status == "retrying" else None
+        end = FinishRow(
+            id=row.id, status=status, attempts=row.attempts, starts=0 if status == "done" else self.rng.choice([0, 1]),
+            next_attempt_at=due, error_class=None, last_error="x", error_code=None, keep_attempt=True, outcome=status,
+            started_at=NOW,
+        )  # fmt: skip
+        if status == "done":
+            held, told = await outbound.succeed(self.db, [succeeded(row, event.entity_internal_id)], str(row.worker))
+            assert (told is not None) == (row.id in held)
+        else:
+            held = await outbound.lock_leased(self.db, [(row.id, row.attempts)], str(row.worker))
+            if held:
+                assert await settle.finish(self.db, [end]) == 1
         assert (row.id in held) == self.tables.holds(row)
         if held:
-            status = self.rng.choice(["done", "failed", "retrying"])
-            due = self.rng.choice([PAST, FUTURE]) if status == "retrying" else None
-            end = FinishRow(
-                id=row.id, status=status, attempts=row.attempts, starts=self.rng.choice([0, 1]), next_attempt_at=due,
-                error_class=None, last_error="x", error_code=None, keep_attempt=True, outcome=status, started_at=NOW,
-            )  # fmt: skip
-            assert await settle.finish(self.db, [end]) == 1
             self.tables.finish(end)
 
     async def requeue(self) -> None:

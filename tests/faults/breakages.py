@@ -114,6 +114,11 @@ def settles_without_the_lease() -> None:
 
     original = delivery.finish
     delivery.finish = finish
+    lease = "AND e.attempts = g.attempts\n    WHERE e.status = 'processing' AND e.worker = $2"
+    before = delivery.store._SQL["succeed"]
+    delivery.store._SQL["succeed"] = before.replace(lease, "WHERE $2::text IS NOT NULL")
+    if delivery.store._SQL["succeed"] == before:
+        raise AssertionError("the statement has changed: its lease is looked at elsewhere")
     seems_dead()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -49,8 +50,16 @@ class Ground:
     async def note(self, governor: Governor, *endings: Ended) -> set[str]:
         for ending in endings:
             governor.ended(ending.call)
-        async with self.pool.acquire() as database, database.transaction():
-            return await governor.note(database, endings)
+        return await governor.note(endings)
+
+    @asynccontextmanager
+    async def without(self, table: str) -> AsyncIterator[None]:
+        """What is written to it meanwhile fails."""
+        await self.db.execute(f"ALTER TABLE {table} RENAME TO gone")
+        try:
+            yield
+        finally:
+            await self.db.execute(f"ALTER TABLE gone RENAME TO {table}")
 
     async def one(self, governor: Governor, call: Call) -> Defer | None:
         (verdict,) = await governor.admit([call])
@@ -354,39 +363,35 @@ async def test_a_probe_that_has_no_budget_is_none(ground: Ground) -> None:
     assert await ground.one(governor, of()) is None  # it did not take the probe's place with it
 
 
-async def test_a_circuit_closes_though_the_transaction_that_heard_the_answer_was_rolled_back_first(
-    ground: Ground,
-) -> None:
-    """As when a row breaks its batch: the same endings are written again, in halves."""
+async def test_a_circuit_closes_though_what_was_heard_could_not_be_written_at_first(ground: Ground) -> None:
     governor = ground.governor()
     await ground.fail(governor, 4)
     call = of()
     assert await ground.one(governor, call) is None
     governor.ended(call)
-    endings = [Ended(call, True, Budget(7.0, 200.0))]
-    with pytest.raises(asyncpg.DataError):  # noqa: PT012 - the fault must come inside
-        async with ground.pool.acquire() as database, database.transaction():
-            await governor.note(database, endings)
-            await database.execute("SELECT 1 / 0")
+    ending = Ended(call, True, Budget(7.0, 200.0))
+    async with ground.without("circuits"):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await governor.note([ending])
     assert await ground.failures() == 4
-    await ground.note(governor, *endings)
+    await ground.note(governor, ending)
     assert await ground.failures() is None
     assert (await governor.admit([of() for _ in range(9)])).count(None) == 3  # four cost we know not what
 
 
-async def test_failures_of_a_transaction_that_was_rolled_back_are_counted_once(ground: Ground) -> None:
+async def test_what_was_written_by_half_is_not_written_and_counts_once(ground: Ground) -> None:
     governor = ground.governor()
     calls = [of() for _ in range(4)]
     await governor.admit(calls)
-    endings = [Ended(call, False, None) for call in calls]
-    with pytest.raises(asyncpg.DataError):  # noqa: PT012 - the fault must come inside
-        async with ground.pool.acquire() as database, database.transaction():
-            await governor.note(database, endings)
-            await database.execute("SELECT 1 / 0")
-    for half in (endings[:2], endings[2:]):
-        await ground.note(governor, *half)
-    assert await ground.failures() == 4
+    silent = [Ended(call, False, None) for call in calls[:3]]
+    never_made = Ended(calls[3], None, None)
+    async with ground.without("circuits"):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await governor.note([*silent, never_made])
     assert tuple(await ground.db.fetchrow("SELECT remaining, under_way FROM rate_budgets")) == (10, 4)
+    await ground.note(governor, *silent, never_made)
+    assert await ground.failures() == 3
+    assert tuple(await ground.db.fetchrow("SELECT remaining, under_way FROM rate_budgets")) == (10, 3)
 
 
 async def test_a_process_whose_admission_failed_may_still_try(ground: Ground, database_url: str) -> None:
@@ -394,14 +399,55 @@ async def test_a_process_whose_admission_failed_may_still_try(ground: Ground, da
     governor = ground.governor()
     await ground.fail(governor, 5)
     await ground.over()
-    await ground.db.execute("ALTER TABLE rate_budgets RENAME TO gone")
     call = of()
-    with pytest.raises(asyncpg.UndefinedTableError):
-        await governor.admit([call])
+    async with ground.without("rate_budgets"):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await governor.admit([call])
     assert not call.probe
-    await ground.db.execute("ALTER TABLE gone RENAME TO rate_budgets")
     assert await ground.one(governor, call) is None
     assert call.probe
+
+
+async def test_the_usual_case_is_one_statement_and_takes_all_or_nothing(ground: Ground) -> None:
+    """Looked at where the two ways could differ: some of the calls may go, and others not."""
+    await ground.one(ground.governor(), of(account="1"))  # both budgets are known then: 9 of 10 are left
+    await ground.one(ground.governor(), of("c2"))
+    costs, connection_ids = {"beds24:1": 2.0, "c2": 3.0}, ["c1", "c2"]
+
+    async def take(needed: dict[str, float]) -> bool:
+        async with ground.pool.acquire() as database:
+            return await limits.take_at_once(database, connection_ids, costs, needed)
+
+    async def taken() -> dict[str, float]:
+        return dict(await ground.db.fetch("SELECT scope, under_way FROM rate_budgets"))
+
+    assert not await take({"beds24:1": 9.0, "c2": 10.0})
+    assert await taken() == {"beds24:1": 1.0, "c2": 1.0}
+    assert await take({"beds24:1": 9.0, "c2": 9.0})
+    assert await taken() == {"beds24:1": 3.0, "c2": 4.0}
+    await ground.fail(ground.governor(), 1, "c2")
+    assert not await take({"beds24:1": 1.0, "c2": 1.0})
+    await ground.db.execute("DELETE FROM circuits")
+    await ground.db.execute("UPDATE rate_budgets SET resets_at = clock_timestamp() WHERE scope = 'c2'")
+    assert not await take({"beds24:1": 1.0, "c2": 1.0})
+    assert (await taken())["beds24:1"] == 3.0
+
+
+@pytest.mark.parametrize("urgent", [[True] * 8, [False] * 7, [True, False] * 4])
+async def test_both_ways_of_admission_agree(
+    ground: Ground, urgent: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls for the whole of a budget: what the one statement lets through, the transaction would, too, and the next is none."""
+    calls = [of(urgent=each) for each in urgent]
+    governor = ground.governor()
+    assert await ground.one(governor, calls[0]) is None  # from now on the budget is known
+    more = calls[1:]
+    room = 9 - len(more) >= (0 if all(urgent) else 2)
+    at_once = await governor._take_at_once(more)
+    await ground.db.execute("UPDATE rate_budgets SET under_way = 1")
+    monkeypatch.setattr(governor, "_take_at_once", lambda _: asyncio.sleep(0, result=False))
+    verdicts = await governor.admit(more)
+    assert at_once == room == (verdicts == [None] * len(more))
 
 
 async def test_open_circuits_are_listed_with_their_vendor(ground: Ground) -> None:

@@ -11,6 +11,7 @@ import pytest
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
+from store import dead_letters
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 
 CREATE: dict[str, Any] = {
@@ -131,6 +132,20 @@ async def test_failure_dead_letter_requeue_success(world: World, core: CorePms) 
     assert [row["outcome"] for row in history] == ["retry", "retry", "park", "done"]
     (booking,) = world.sim.account.bookings.values()
     assert booking["numAdult"] == 4
+
+
+async def test_what_was_put_off_after_a_requeue_still_closes_its_dead_letter(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /bookings", count=3))
+    await create(core, "B-9")
+    await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
+    event_id = await world.db.fetchval("SELECT event_id FROM dead_letters")
+    await world.db.execute("UPDATE rate_budgets SET remaining = 0, resets_at = clock_timestamp() + interval '1 h'")
+    assert await dead_letters.requeue(world.db, [event_id], "test")
+    await world.until("SELECT last_error LIKE 'rate limit%' FROM channel_events WHERE id = $1", event_id)
+    await world.db.execute("UPDATE rate_budgets SET remaining = 90")
+    await world.db.execute("UPDATE channel_events SET next_attempt_at = clock_timestamp() WHERE id = $1", event_id)
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=30)
+    assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
 
 
 async def test_the_echo_of_our_own_write_is_skipped(world: World, core: CorePms) -> None:
