@@ -25,6 +25,7 @@ from telemetry.logs import about
 from telemetry.trace import begin
 from topology.announce import WakeUp, announce
 
+from .crowding import Crowding
 from .problems import Problem
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Webhooks:
         self._adapters = adapters
         self._publisher = publisher
         self._shares = shares
+        self._crowding = Crowding()
         self._marks = Marks(pool, shares.mark)
         self._attempts = attempts
         self._now = now
@@ -152,7 +154,8 @@ class Webhooks:
             kept = known.cipher.seal_bytes(body[:_KEPT_BODY])
             await self._submit(self._row(arrival, [], 400, str(malformed), kept))
             raise Problem(400, "malformed", str(malformed), field=malformed.field, logged=True) from malformed
-        outcomes = await self._submit(self._row(arrival, facts, adapter.manifest.webhook_answer))
+        patience = self._crowding.patience(known.connection.company_id)
+        outcomes = await self._submit(self._row(arrival, facts, adapter.manifest.webhook_answer), patience)
         fresh = any(outcome.recorded for outcome in outcomes)
         return Accepted(adapter.manifest.webhook_answer if fresh else 200, outcomes)
 
@@ -225,9 +228,9 @@ class Webhooks:
         personal = self._adapters[vendor].manifest.personal
         return fact_row(fact, known, personal, trace=arrival.trace, max_attempts=self._attempts[vendor])
 
-    async def _submit(self, row: RequestRow) -> list[FactOutcome]:
+    async def _submit(self, row: RequestRow, patience: float = 0.0) -> list[FactOutcome]:
         try:
-            return await self._records.submit(row)
+            return await self._records.submit(row, patience)
         except GatherFull:
             raise Problem(
                 429, "overloaded", "too many webhooks wait to be recorded; send again", retry_after=2

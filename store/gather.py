@@ -73,20 +73,27 @@ class Gather(Generic[T, R]):
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
+        self._pressing = False  # something waits that has no patience, or none left
+        self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def submit(self, item: T) -> asyncio.Future[R]:
-        """raises GatherFull"""
+    def submit(self, item: T, patience: float = 0.0) -> asyncio.Future[R]:
+        """patience: seconds that it may wait for company, though nothing is under way; it goes with the first that has none
+
+        raises  GatherFull
+        """
         if len(self._items) >= self._waiting:
             raise GatherFull
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._items.append((item, future))
-        if self._rhythm.has_room(len(self._tasks)):
-            self._schedule()
+        if patience <= 0 or len(self._items) >= self._most:
+            self._press()
+        elif self._patience is None:
+            self._patience = loop.call_later(patience, self._press)
         return future
 
     async def drain(self) -> None:
@@ -95,6 +102,11 @@ class Gather(Generic[T, R]):
             if self._items and not self._tasks:
                 self._start()
             await asyncio.wait(set(self._tasks))
+
+    def _press(self) -> None:
+        self._pressing = True
+        if self._rhythm.has_room(len(self._tasks)):
+            self._schedule()
 
     def _schedule(self) -> None:
         if self._scheduled:
@@ -109,16 +121,20 @@ class Gather(Generic[T, R]):
 
     def _start(self) -> None:
         self._scheduled = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         while self._items and self._rhythm.has_room(len(self._tasks)):
             batch, self._items = self._items[: self._most], self._items[self._most :]
             self._rhythm.begins(len(batch))
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._landed)
+        self._pressing = bool(self._items)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._items:
+        if self._pressing:
             self._schedule()
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:

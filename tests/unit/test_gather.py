@@ -56,6 +56,45 @@ async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> 
     await alone
 
 
+async def turns(n: int = 5) -> None:
+    """Of the loop, in which what may go would have gone."""
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+async def test_what_has_patience_goes_with_the_first_that_has_none() -> None:
+    recorder = Recorder()
+    recorder.go.set()
+    gather = Gather(recorder.act)
+    patient = [gather.submit(n, patience=60) for n in (1, 2)]
+    await turns()
+    assert recorder.batches == []
+    assert await gather.submit(3) == 30
+    assert [await future for future in patient] == [10, 20]
+    assert recorder.batches == [[1, 2, 3]]
+
+
+async def test_patience_ends_also_when_it_began_while_a_batch_was_under_way() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=1)
+    first = gather.submit(1)
+    await turns()
+    later = [gather.submit(n, patience=0.001) for n in (2, 3)]
+    recorder.go.set()
+    assert await asyncio.wait_for(asyncio.gather(first, *later), 5) == [10, 20, 30]
+    assert recorder.batches == [[1], [2, 3]]
+
+
+async def test_a_batch_that_is_full_waits_for_nobody() -> None:
+    recorder = Recorder()
+    recorder.go.set()
+    gather = Gather(recorder.act, most=2)
+    assert await asyncio.gather(*(gather.submit(n, patience=60) for n in (1, 2))) == [10, 20]
+    waits = gather.submit(3, patience=60)
+    await gather.drain()  # a stop does not wait either
+    assert await waits == 30
+
+
 async def test_a_batch_has_at_most_so_many() -> None:
     recorder = Recorder()
     recorder.go.set()
