@@ -43,17 +43,15 @@ class Ingress:
                 await self._rest(scope, receive, send)
 
     async def _webhook(self, vendor: str, connection_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         try:
-            accepted = await self._webhooks.receive(request, vendor, connection_id)
+            accepted = await self._webhooks.receive(scope, receive, vendor, connection_id)
         except Problem as problem:
             await response(problem)(scope, receive, send)
             return
         except Exception as error:  # noqa: BLE001 - a bug of ours has an answer, too
-            await (await on_error(request, error))(scope, receive, send)
+            await (await on_error(Request(scope), error))(scope, receive, send)
             return
-        word = "recorded" if accepted.status == 202 else "duplicate"
-        body = orjson.dumps({"status": word, "events": [str(outcome.id) for outcome in accepted.outcomes]})
+        body = orjson.dumps({"status": accepted.word, "events": [str(outcome.id) for outcome in accepted.outcomes]})
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": accepted.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import QueryParams
+
 from adapters.errors import CardDataRefused, Malformed, SignatureRefused
 from adapters.port import Fact, WebhookAuth, WebhookRequest
 from adapters.signatures import verify
@@ -31,7 +33,7 @@ from .problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from starlette.requests import Request
+    from starlette.types import Receive, Scope
 
     from adapters.port import Adapter
     from store.directory import Directory, Known
@@ -70,6 +72,10 @@ class Accepted:
     status: int
     outcomes: Sequence[FactOutcome] = field(default_factory=list)
 
+    @property
+    def word(self) -> str:
+        return "recorded" if self.status == 202 else "duplicate"
+
 
 class Webhooks:
     def __init__(
@@ -98,20 +104,24 @@ class Webhooks:
         )
         self._publishing: set[asyncio.Task[None]] = set()
 
-    async def receive(self, request: Request, vendor: str, connection_id: str) -> Accepted:
+    async def receive(self, scope: Scope, receive: Receive, vendor: str, connection_id: str) -> Accepted:
         """raises Problem"""
         began = time.perf_counter()
         # What is not an id can be nobody's, and is not repeated in logs.
-        vendor, connection_id = (name if _ID.match(name) else "?" for name in (vendor, connection_id))
-        arrival = Arrival(vendor, connection_id, request.method, self._now())
+        arrival = Arrival(
+            vendor if _ID.match(vendor) else "?",
+            connection_id if _ID.match(connection_id) else "?",
+            scope["method"],
+            self._now(),
+        )
         try:
-            accepted = await self._accept(request, arrival)
+            accepted = await self._accept(scope, receive, arrival)
         except Problem as problem:
             await self._log_refusal(arrival, problem)
             raise
         finally:
             metrics.WEBHOOK_ACK.observe(time.perf_counter() - began)
-        metrics.WEBHOOKS.labels(vendor, "recorded" if accepted.status == 202 else "duplicate").inc()
+        metrics.WEBHOOKS.labels(arrival.vendor, accepted.word).inc()
         return accepted
 
     async def stop(self) -> None:
@@ -122,23 +132,15 @@ class Webhooks:
 
     # ------------------------------------------------------------------ accept
 
-    async def _accept(self, request: Request, arrival: Arrival) -> Accepted:
+    async def _accept(self, scope: Scope, receive: Receive, arrival: Arrival) -> Accepted:
         adapter, known = await self._addressee(arrival)
         # Of a name that comes twice the first value counts, as with the framework's own headers.
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])
-        }
-        body = await _read(request, headers, arrival)
-        if request.method == "POST":
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        body = await _read(receive, headers, arrival)
+        if arrival.method == "POST":
             _expect_json(headers)
-        webhook = WebhookRequest(
-            request.method,
-            headers,
-            {name.lower(): value for name, value in request.query_params.items()}
-            if request.scope["query_string"]
-            else {},
-            body,
-        )
+        asked = QueryParams(scope["query_string"]).items() if scope["query_string"] else ()
+        webhook = WebhookRequest(arrival.method, headers, {name.lower(): value for name, value in asked}, body)
         arrival.trace = begin(headers.get("traceparent"))
         known = await self._verify(webhook, adapter, known, arrival)
         try:
@@ -278,7 +280,7 @@ class Webhooks:
         self._marks.add(await announce(self._publisher, self._shares.admit(wakes)))
 
 
-async def _read(request: Request, headers: Mapping[str, str], arrival: Arrival) -> bytes:
+async def _read(receive: Receive, headers: Mapping[str, str], arrival: Arrival) -> bytes:
     """raises Problem 413 before the body is read where its length is declared, and while it is read otherwise"""
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY:
@@ -287,7 +289,7 @@ async def _read(request: Request, headers: Mapping[str, str], arrival: Arrival) 
     body = b""
     more = True
     while more:  # not `request.stream()`: an asynchronous generator costs more than the body
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise Problem(400, "cut-off", "the connection ended before the body did")
         body += message.get("body", b"")

@@ -98,7 +98,7 @@ async def take(connection: Connection, balances: Mapping[str, Balance]) -> None:
 
 async def spent(connection: Connection, calls: Mapping[str, Spent]) -> None:
     """calls: scope → what became of its units"""
-    rows = [(scope, s.units, *(s.left or (None, None))) for scope, s in calls.items()]
+    rows = [(scope, s.units, *(s.left or (None, None))) for scope, s in calls.items() if s.units or s.left]
     if rows:
         await connection.execute(_SQL["spent"], *(list(column) for column in zip(*rows, strict=True)))
 

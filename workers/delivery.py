@@ -395,12 +395,11 @@ class DeliveryStage:
         (the relay tells and wakes, a budget's window ends)."""
         parts = await commit(works, self._commit, self._park_alone)
         await self._teller.tell(batch for part in parts for batch in part.told)
+        observe([work for part in parts for work in part.ended], self._now())
         await self._note_calls(works)
-        ended = [work for part in parts for work in part.ended]
-        observe(ended, self._now())
-        await self._wake_next(
-            {work.row.lane for work in ended if work.row.lane and not isinstance(work.outcome, Retry | Defer)}
-        )
+        # Of all: one whose commit was not answered looks like one whose lease was lost.
+        over = [work for work in works if not isinstance(work.outcome, Retry | Defer)]
+        await self._wake_next({work.row.lane for work in over if work.row.lane})
         return [None] * len(works)
 
     async def _note_calls(self, works: Sequence[Work]) -> None:
