@@ -94,9 +94,11 @@ def delivery_row(work: Work) -> DeliveryRow:
     if command is None:
         raise AssertionError("a delivery was done without its command")
     kind, internal = command.data.lane_entity()
-    _, _, *said = exchange(work)
+    _, _, request, response = exchange(work)
     (result,) = results_of(work)
-    return DeliveryRow(row.id, row.attempts, work.started_at, work.external_id, internal, kind.value, *said, result)
+    return DeliveryRow(
+        row.id, row.attempts, work.started_at, work.external_id, internal, kind.value, request, response, result
+    )
 
 
 def finish_row(work: Work, now: datetime) -> FinishRow:
