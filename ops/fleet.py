@@ -131,7 +131,11 @@ async def outbound(settings: Settings, stop: asyncio.Event) -> None:
 
 async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
     await _check_schema(settings)
-    async with open_parts("scheduler", settings) as parts, AsyncExitStack() as stack:
+    async with (
+        _present("scheduler", settings),  # it renews tokens
+        open_parts("scheduler", settings) as parts,
+        AsyncExitStack() as stack,
+    ):
         await _check_topology(parts)
         consumers: list[Consumer] = []
         queues = [queue.name for queue in declared(parts.adapters).queues]

@@ -117,7 +117,8 @@ async def open_parts(
         teller = Teller(publisher, Marks(pool, told))
         stack.push_async_callback(teller.stop)
         tokens: dict[str, Tokens] = {
-            vendor: Tokens(pool, transport.for_vendor(vendor), now=clock) for vendor in adapters
+            vendor: Tokens(pool, transport.for_vendor(vendor), now=clock, worker=worker_name(name))
+            for vendor in adapters
         }
         for one in tokens.values():
             stack.push_async_callback(one.stop)

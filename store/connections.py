@@ -43,9 +43,14 @@ class ApiKey:
     scopes: frozenset[str]
 
 
-async def begin_renewal(connection: Connection, connection_id: str, seconds: float) -> datetime | None:
-    """Until when it is ours to renew this connection's token; None: somebody else is at it."""
-    until: datetime | None = await connection.fetchval(_SQL["begin_renewal"], connection_id, seconds)
+async def begin_renewal(
+    connection: Connection, connection_id: str, seconds: float, worker: str | None
+) -> datetime | None:
+    """Until when it is ours to renew this connection's token; None: somebody else is at it.
+
+    worker   whose presence is watched; None: nobody's, then it is ours for that time even if we die
+    """
+    until: datetime | None = await connection.fetchval(_SQL["begin_renewal"], connection_id, seconds, worker)
     return until
 
 

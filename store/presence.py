@@ -65,8 +65,11 @@ class Presence:
 
 
 async def leaseholders(connection: Connection) -> list[str]:
-    """The workers that hold leases now."""
-    rows = await connection.fetch("SELECT DISTINCT worker FROM channel_events WHERE status = 'processing'")
+    """The workers that hold leases now: of events, and of tokens to renew."""
+    rows = await connection.fetch(
+        "SELECT worker FROM channel_events WHERE status = 'processing'"
+        " UNION SELECT renewing_by FROM connections WHERE renewing_until > clock_timestamp()"
+    )
     return [row["worker"] for row in rows if row["worker"]]
 
 
@@ -92,4 +95,8 @@ async def end_leases(connection: Connection, worker: str) -> int:
     behind = sorted({row["connection_id"] for row in rows if row["parent_id"] is not None})
     if behind:
         await wake_waiting(connection, behind)
-    return len(rows)
+    renewals = await connection.fetch(
+        "UPDATE connections SET renewing_until = NULL WHERE renewing_by = $1 AND renewing_until > clock_timestamp() RETURNING 1",
+        worker,
+    )
+    return len(rows) + len(renewals)

@@ -49,7 +49,10 @@ class Tokens:
         *,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        worker: str | None = None,
     ) -> None:
+        """worker: see store.connections.begin_renewal"""
+        self._worker = worker
         self._pool = pool
         self._http = http
         self._now = now
@@ -111,7 +114,7 @@ class Tokens:
             token = self._good(known, await connections.secrets(database, connection_id), refused)
             if token is not None:
                 return token
-            until = await connections.begin_renewal(database, connection_id, LEASE)
+            until = await connections.begin_renewal(database, connection_id, LEASE, self._worker)
             if until is None:
                 return None
             # Whoever had the lease before may have renewed it since the first look, and used these credentials up.

@@ -67,5 +67,5 @@ class Takeover:
                 count = await presence.end_leases(connection, worker)
                 ended += count
                 metrics.RELAYED.labels("takeover").inc(count)
-                _log.warning("worker is dead: its deliveries are taken over", extra=about(worker=worker, count=count))
+                _log.warning("worker is dead: its leases are taken over", extra=about(worker=worker, count=count))
         return ended

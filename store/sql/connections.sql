@@ -28,7 +28,7 @@ SET sealed = EXCLUDED.sealed, previous = CASE WHEN $5::timestamptz IS NULL THEN 
     previous_until = $5, expires_at = EXCLUDED.expires_at, rotated_at = now()
 
 -- name: begin_renewal
-UPDATE connections SET renewing_until = clock_timestamp() + make_interval(secs => $2)
+UPDATE connections SET renewing_until = clock_timestamp() + make_interval(secs => $2), renewing_by = $3
 WHERE id = $1 AND (renewing_until IS NULL OR renewing_until < clock_timestamp()) RETURNING renewing_until
 
 -- name: end_renewal

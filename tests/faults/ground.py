@@ -220,8 +220,6 @@ class Ground:
             process.kill()
         code = process.wait()
         self.world.environment[name] = {}
-        if step.needs == "token":  # who died while it renewed one keeps the others waiting for a minute: it passes
-            await insist(lambda: self.execute("UPDATE connections SET renewing_until = NULL"))
         if struck and code != -signal.SIGKILL:
             raise AssertionError(f"{name} ended with {code} at {point.name}: {self.world.log(name)[-3000:]}")
         return struck and mark.read_text() == point.name
@@ -265,9 +263,8 @@ class Ground:
         return not any(n for queue, n in (await self.waiting()).items() if queue != UNROUTABLE)
 
     async def _a_minute_passes(self) -> None:
-        """For what waits for one: a row that was woken by a scheduler that died before it published, a lease that its worker
-        does not know of, because the database was cut off in the middle of its commit, and the renewal of a token by somebody
-        who died in it. No call takes so long."""
+        """For what waits for one: a row that was woken by a scheduler that died before it published, and a lease that its worker
+        does not know of, because the database was cut off in the middle of its commit. No call takes so long."""
         with contextlib.suppress(*AWAY):
             await self.execute(
                 "UPDATE channel_events SET published_at = published_at - interval '1 minute'"
@@ -277,7 +274,6 @@ class Ground:
                 "UPDATE channel_events SET lease_until = lease_until - interval '2 minutes'"
                 " WHERE status = 'processing' AND lease_until < clock_timestamp() + interval '105 s'"
             )
-            await self.execute("UPDATE connections SET renewing_until = renewing_until - interval '1 minute'")
 
     async def judge(
         self,

@@ -7,6 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
+from store import connections
 from store.pool import open_pool
 from store.presence import Presence
 from tests.integration.test_relay_rows import insert_delivery
@@ -68,6 +69,25 @@ async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(d
     assert await takeover.look() == 0
     clock.now += 6
     assert await takeover.look() == 1
+
+
+async def test_a_token_that_a_dead_worker_was_renewing_is_another_s_to_renew(database_url: str, pool) -> None:
+    living = Presence(database_url, "living")
+    await living.start()
+    clock = Clock()
+    takeover = Takeover(pool, patience=5, clock=clock)
+    owner = await asyncpg.connect(database_url)
+    await connections.add_company(owner, "acme", "Acme", b"key")
+    for name, worker in (("a", "living"), ("b", "dead"), ("c", None)):
+        await connections.add_connection(owner, name, "acme", "beds24", name, None, {})
+        assert await connections.begin_renewal(owner, name, 60, worker)
+    assert await takeover.look() == 0
+    clock.now += 6
+    assert await takeover.look() == 1
+    free = [name for name in "abc" if await connections.begin_renewal(owner, name, 60, "next")]
+    await owner.close()
+    assert free == ["b"]
+    await living.stop()
 
 
 async def test_who_is_back_in_time_was_never_dead(database_url: str, pool) -> None:
