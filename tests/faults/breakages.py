@@ -87,10 +87,10 @@ def answers_first() -> None:
     original = webhooks.Webhooks._submit
     late = set()
 
-    async def submit(receiver: Any, row: Any) -> Any:
+    async def submit(receiver: Any, row: Any, *patience: float) -> Any:
         async def record() -> None:
             await asyncio.sleep(0.2)
-            await original(receiver, row)
+            await original(receiver, row, *patience)
 
         task = asyncio.create_task(record())
         late.add(task)
@@ -115,10 +115,11 @@ def settles_without_the_lease() -> None:
     original = delivery.finish
     delivery.finish = finish
     lease = "AND e.attempts = g.attempts\n    WHERE e.status = 'processing' AND e.worker = $2"
-    before = delivery.store._SQL["succeed"]
-    delivery.store._SQL["succeed"] = before.replace(lease, "WHERE $2::text IS NOT NULL")
-    if delivery.store._SQL["succeed"] == before:
+    statements = dict(delivery.store._SQL)
+    if lease not in statements["succeed"]:
         raise AssertionError("the statement has changed: its lease is looked at elsewhere")
+    statements["succeed"] = statements["succeed"].replace(lease, "WHERE $2::text IS NOT NULL")
+    delivery.store._SQL = statements  # type: ignore[assignment]
     seems_dead()
 
 

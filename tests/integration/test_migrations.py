@@ -116,3 +116,16 @@ def test_the_newest_migration_by_file_name_is_the_head() -> None:
     config.set_main_option("script_location", "migrations")
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_current_head() == schema.head()
+
+
+async def test_keys_and_lanes_are_compared_by_their_bytes_in_any_locale(empty_url: str) -> None:
+    await migrate.upgrade(empty_url)
+    database = await asyncpg.connect(empty_url)
+    try:
+        found = await database.fetch(
+            "SELECT column_name FROM information_schema.columns"
+            " WHERE table_name = 'channel_events' AND collation_name = 'C' ORDER BY 1"
+        )
+    finally:
+        await database.close()
+    assert [row["column_name"] for row in found] == ["idempotency_key", "lane"]

@@ -1,0 +1,3 @@
+ALTER TABLE channel_events
+    ALTER COLUMN lane TYPE text COLLATE "default",
+    ALTER COLUMN idempotency_key TYPE text COLLATE "default";
