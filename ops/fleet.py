@@ -39,6 +39,7 @@ from workers.relay import Relay
 from workers.retention import Retention
 from workers.router import RouterStage
 from workers.takeover import Takeover
+from workers.turns import Turns
 from workers.upkeep import Upkeep
 
 from .parts import declared, inbound_attempts, open_parts, state_gauges, worker_name
@@ -123,9 +124,10 @@ async def outbound(settings: Settings, stop: asyncio.Event) -> None:
             now=parts.now,
         )
         await consume(ROUTER_QUEUE, router, 1)  # one at a time: commands about one entity keep their order
+        turns = Turns()
         for vendor, adapter in parts.adapters.items():
             if adapter.manifest.commands or adapter.manifest.actions:
-                await consume(outbound_queue(vendor), delivery_stage(parts, adapter), DELIVERIES)
+                await consume(outbound_queue(vendor), delivery_stage(parts, adapter, turns), DELIVERIES)
         await stop.wait()
 
 
@@ -224,7 +226,7 @@ def inbound_stage(parts: Parts) -> InboundStage:
     )
 
 
-def delivery_stage(parts: Parts, adapter: Adapter) -> DeliveryStage:
+def delivery_stage(parts: Parts, adapter: Adapter, turns: Turns) -> DeliveryStage:
     return DeliveryStage(
         parts.pool,
         parts.directory,
@@ -237,6 +239,7 @@ def delivery_stage(parts: Parts, adapter: Adapter) -> DeliveryStage:
         worker=parts.worker,
         random=parts.random,
         now=parts.now,
+        turns=turns,
         calls_at_once=adapter.manifest.calls_at_once,
     )
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .governor import Governor
     from .sessions import Sessions, VendorSession
     from .tell import Teller
+    from .turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -100,10 +101,12 @@ class DeliveryStage:
         *,
         worker: str,
         random: Callable[[], float],
+        turns: Turns,
         calls_at_once: int,
         most: int = 256,
         now: Callable[[], datetime],
     ) -> None:
+        """turns: of all deliveries of the process"""
         self._pool = pool
         self._directory = directory
         self._sessions = sessions
@@ -115,6 +118,7 @@ class DeliveryStage:
         self._worker = worker
         self._random = random
         self._now = now
+        self._turns = turns
         self._window = Window(calls_at_once)
         self._room = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,22 +164,40 @@ class DeliveryStage:
 
     async def _take(self, id_: UUID, connection_id: str | None) -> None:
         work: Work | None = None
+        turn = AsyncExitStack()
         await self._room.acquire()
         try:
+            # A claim is counted, so it has its turn before.
+            await turn.enter_async_context(self._turns.together())
             work = await self._claims.submit(id_)
         finally:
             if work is None:  # settled, not due, not its lane's turn, or another's: each is woken in its time
+                await turn.aclose()
                 self._leave(connection_id)
         if work is not None:
-            self._spawn(self._carry_out(work, connection_id))
+            self._spawn(self._carry_out(work, connection_id, turn))
 
-    async def _carry_out(self, work: Work, connection_id: str | None) -> None:
+    async def _carry_out(self, work: Work, connection_id: str | None, turn: AsyncExitStack) -> None:
         try:
-            if work.outcome is None:
-                work.outcome = await self._perform(work)
-            await asyncio.shield(self._settles.submit(work))
+            async with turn:
+                if work.outcome is None and work.row.starts == MAX_STARTS:
+                    if self._turns.wanted:
+                        self._put_off(work)
+                    else:
+                        await turn.aclose()
+                        await turn.enter_async_context(self._turns.alone())
+                if work.outcome is None:
+                    work.outcome = await self._perform(work)
+                await asyncio.shield(self._settles.submit(work))
         finally:
             self._leave(connection_id)
+
+    def _put_off(self, work: Work) -> None:
+        """Beside the one that is alone, or waits to be, it would be counted and parked with it."""
+        until = self._now() + timedelta(seconds=1 + self._random())
+        work.outcome = Defer(until, "begins alone, after another one that does")
+        if work.call is not None:
+            self._governor.ended(work.call)
 
     def _leave(self, connection_id: str | None) -> None:
         self._room.release()

@@ -21,7 +21,7 @@ from telemetry.logs import about
 
 from . import results
 from .echo import expected
-from .outcome import Done, Outcome, Park, Retry, ending
+from .outcome import Defer, Done, Outcome, Park, Retry, ending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,9 +110,7 @@ def finish_row(work: Work, now: datetime) -> FinishRow:
         id=row.id,
         status=end.status.value,
         attempts=row.attempts if end.counted else row.attempts - 1,
-        # A doubt is remembered, so that the next attempt asks before it repeats. Only starts that end without a settle add up
-        # to a poison.
-        starts=1 if work.doubt and not isinstance(outcome, Done) else 0,
+        starts=_starts(work),
         next_attempt_at=end.next_attempt_at,
         # Put off: what it failed with before still tells that it has a dead letter to close.
         error_class=end.fault if end.counted else row.error_class,
@@ -122,6 +120,15 @@ def finish_row(work: Work, now: datetime) -> FinishRow:
         outcome=end.word,
         started_at=work.started_at,
     )
+
+
+def _starts(work: Work) -> int:
+    """A doubt is remembered, so that the next attempt asks before it repeats. Only starts that end without a settle add up to a
+    poison; one that was put off neither adds to them nor begins them anew."""
+    if isinstance(work.outcome, Done):
+        return 0
+    doubt = 1 if work.doubt else 0
+    return max(doubt, work.row.starts - 1) if isinstance(work.outcome, Defer) else doubt
 
 
 def exchange(work: Work) -> tuple[UUID, str, str | None, str | None]:

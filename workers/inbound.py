@@ -11,6 +11,7 @@ wait their leases are kept: who waits for a slow vendor has not died.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import defaultdict
 from contextlib import suppress
@@ -113,6 +114,8 @@ class InboundStage:
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._turns = Turns()  # of all queues that the process consumes
+        self._calls = Turns()  # apart: a vendor that does not answer is nothing that facts may wait for
+        self._suspect: Work | None = None  # a hint at its last start: it is asked for alone
 
     async def process(self, events: Sequence[Event]) -> None:
         """Each is settled when this returns, or leased for as long as its vendor is asked."""
@@ -263,27 +266,48 @@ class InboundStage:
         """Leases the works and hands them to the tasks of their connections. starts: how many this counts as"""
         if not works:
             return
+        if self._suspect is not None:  # leased beside it they would be counted, and in the end parked with it
+            for work in works:
+                work.starts, work.outcome = work.row.starts + 1, self._after_the_suspect()
+            await self._settle(works)
+            return
 
         async def lease() -> dict[UUID, int]:
             async with self._pool.acquire() as connection:
                 return await store.lease(connection, [work.row.id for work in works], self._worker, self._lease, starts)
 
         leased = await outlast(lease)
-        refused = []
+        refused, begun = [], []
         for work in works:
             if work.row.id not in leased:
                 continue  # another worker has it
-            waiting = self._hints.get(work.row.connection_id, [])
-            if leased[work.row.id] > MAX_STARTS:
-                work.outcome = poison(leased[work.row.id])
+            work.starts = leased[work.row.id]
+            refusal = self._refusal(work)
+            if refusal is not None:
+                work.outcome = refusal
                 refused.append(work)
-            elif len(waiting) >= WAITING:
-                until = self._now() + timedelta(seconds=30 * (1 + self._random()))
-                work.outcome = Defer(until, f"{WAITING} hints of this connection wait already")
-                refused.append(work)
-            else:
-                self._hand_over(work)
+                continue
+            if work.starts == MAX_STARTS:
+                self._suspect = work
+            begun.append(work)
         await self._settle(refused)
+        for work in begun:
+            self._hand_over(work)
+
+    def _refusal(self, work: Work) -> Park | Defer | None:
+        """What stands against asking for one that is leased."""
+        if work.starts > MAX_STARTS:
+            return poison(work.starts)
+        if work.starts == MAX_STARTS and self._suspect is not None:
+            return self._after_the_suspect()
+        if len(self._hints.get(work.row.connection_id, [])) >= WAITING:
+            until = self._now() + timedelta(seconds=30 * (1 + self._random()))
+            return Defer(until, f"{WAITING} hints of this connection wait already")
+        return None
+
+    def _after_the_suspect(self) -> Defer:
+        until = self._now() + timedelta(seconds=1 + self._random())
+        return Defer(until, "waits for another one, which is asked for alone")
 
     def _hand_over(self, work: Work) -> None:
         connection_id = work.row.connection_id
@@ -325,14 +349,23 @@ class InboundStage:
         waiting = self._hints[connection_id]
         try:
             while waiting:
-                async with self._room[waiting[0].vendor]:
-                    works = self._fetching[connection_id] = waiting[:HINTS]  # none, if a stop has come meanwhile
-                    del waiting[:HINTS]
+                turn = self._calls.alone if waiting[0] is self._suspect else self._calls.together
+                async with self._room[waiting[0].vendor], turn():
+                    works = self._fetching[connection_id] = self._sharing(waiting)  # none, if a stop has come meanwhile
+                    del waiting[: len(works)]
                     await self._fetch({work: work.outcome for work in works if isinstance(work.outcome, Hint)})
                 waiting += map(_in_doubt, await self._settle(works))
         finally:
             del self._hints[connection_id]
             self._fetching.pop(connection_id, None)
+            if self._suspect is not None and self._suspect.row.connection_id == connection_id:
+                self._suspect = None
+
+    def _sharing(self, waiting: Sequence[Work]) -> list[Work]:
+        """Those at the front that share a call."""
+        if waiting and waiting[0] is self._suspect:
+            return [waiting[0]]
+        return list(itertools.takewhile(lambda work: work is not self._suspect, waiting[:HINTS]))
 
     async def _fetch(self, hints: Mapping[Work, Hint]) -> None:
         """Gives each work its outcome. One that spoils the answer for the others is found by halving, and fails alone."""

@@ -45,6 +45,7 @@ class Work:
     fetched: bool = False  # its state came from the vendor's API, not from the fact
     unsure: bool = False  # the fact tells a state that is exactly as new as the stored one
     said: dict[str, Any] | None = None  # by ourselves, where the fact is an echo of it
+    starts: int = 0  # of a hint: how often it was begun and never ended, this time included
 
 
 def is_plain(work: Work) -> bool:
@@ -118,7 +119,7 @@ def finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
         id=row.id,
         status=end.status.value,
         attempts=attempts,
-        starts=0,
+        starts=work.starts - 1 if isinstance(outcome, Defer) and work.starts else 0,
         next_attempt_at=end.next_attempt_at,
         # Put off: what it failed with before still tells that it has a dead letter to close.
         error_class=end.fault if end.counted else row.error_class,

@@ -5,7 +5,7 @@
 point, hit   killed with SIGKILL at the n-th call of the step; `mark` is then a file that names the point
 broken       a breakage of `tests.faults.breakages`: the oracle must find it
 clock        seconds by which the process's wall clock jumps at SIGUSR1, and back at the next
-poison       an external id: whoever handles an event about it is killed
+poison       [place, id]: whoever comes to this place with an event about that id is killed
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +96,27 @@ class Striker:
         return self._left == 0
 
 
-def poison(external_id: str, mark: str) -> None:
+def poison(place: str, id_: str, mark: str) -> None:
+    def is_it(given: Any) -> bool:
+        works = given if isinstance(given, Mapping) else [given]
+        names = ("entity_external_id", "entity_internal_id")
+        return any(getattr(work.row, name, None) == id_ for work in works for name in names)
+
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
-        def interpret(stage: Any, work: Any) -> Any:
-            if work.row.entity_external_id == external_id:
-                die(mark, f"poison {external_id}")
-            return original(stage, work)
+        def handle(stage: Any, given: Any) -> Any:
+            if is_it(given):
+                die(mark, f"poison {id_}")
+            return original(stage, given)
 
-        return interpret
+        async def call(stage: Any, given: Any) -> Any:
+            if is_it(given):
+                await asyncio.sleep(0.3)  # by then the others are in the middle of theirs
+                die(mark, f"poison {id_}")
+            return await original(stage, given)
 
-    replace("workers.inbound:InboundStage._interpret", around)
+        return call if inspect.iscoroutinefunction(original) else handle
+
+    replace(place, around)
 
 
 def main() -> None:
@@ -115,7 +126,7 @@ def main() -> None:
         point = next(point for point in POINTS if point.name == plan["point"])
         Striker(point, plan["hit"], plan["mark"]).arm()
     if "poison" in plan:
-        poison(plan["poison"], plan["mark"])
+        poison(*plan["poison"], plan["mark"])
     if "broken" in plan:
         breakages.BREAKAGES[plan["broken"]]()
     if "clock" in plan:

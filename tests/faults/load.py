@@ -205,15 +205,19 @@ class Load:
         self.stays[entity] = Stay(arrival.isoformat(), departure.isoformat(), adults, cancelled)
 
     async def push(self) -> None:
-        """Minimum stay and price for some nights of one room; later ones may take earlier ones along."""
+        """Minimum stay and price for some nights of one room; later ones may take earlier ones along.
+
+        No value comes twice: one that the nights have already would be found done, without a call, by a look-up after a kill.
+        """
         room = self._dice.choice(tuple(ROOMS))
         first = FIRST_NIGHT + timedelta(days=self._dice.randrange(20))
         nights = [first + timedelta(days=n) for n in range(self._dice.randint(1, 5))]
         values: dict[str, int] = {}
+        number = next(_numbers)
         if self._dice.random() < 0.8:
-            values["minStay"] = self._dice.randint(1, 9)
+            values["minStay"] = 1 + number % 300
         if not values or self._dice.random() < 0.5:
-            values["price"] = 100 * self._dice.randint(50, 500)
+            values["price"] = 100 * (50 + number % 1000)
         period = {"first": nights[0].isoformat(), "last": nights[-1].isoformat(), **values}
         async with self._rooms[room]:
             data = {"propertyId": "P1", "roomTypeId": room, "periods": [period], "currency": "EUR"}

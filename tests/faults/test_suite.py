@@ -100,6 +100,59 @@ async def test_a_batch_that_is_cut_behaves_as_its_events_alone(ground: Ground) -
         assert (await ground.judge(load)).violations == []
 
 
+async def deaths_of(ground: Ground, process: str, place: str, id_: str) -> int:
+    """Begins the process again each time that the event about this kills it at this place, until the event is parked."""
+    deaths = 0
+    plan = {"poison": [place, id_], "mark": str(ground.world.folder / "poison")}
+    parked = (
+        "SELECT count(*) FROM channel_events WHERE status = 'failed'"
+        " AND (entity_external_id = $1 OR entity_internal_id = $1 AND parent_id IS NOT NULL)"
+    )
+    async with asyncio.timeout(90), ground.pool.acquire() as connection:
+        while True:
+            ground.begin(process, plan)
+            while ground.world.processes[process].poll() is None:
+                if await connection.fetchval(parked, id_):
+                    await ground.ensure(process)
+                    return deaths
+                await asyncio.sleep(0.05)
+            deaths += 1
+            ground.world.processes.pop(process).wait()
+
+
+@pytest.mark.parametrize("what", ["a delivery", "a hint"])
+async def test_a_call_that_kills_its_workers_is_parked_and_those_beside_it_are_done(ground: Ground, what: str) -> None:
+    """What was begun twice and never ended begins alone the third time: there the innocent end, and are not taken for what
+    killed them."""
+    load = Load(ground, random.Random(what))
+    if what == "a delivery":
+        ground.world.kill("outbound")
+        for _ in range(6):
+            await load.story("exchange", changes=0)
+        victim = load.said[3].entity
+        for operation in ("POST /bookings", "GET /bookings"):  # the look-up, too, is under way when it comes to that
+            ground.slow(operation, 1.0, 100)
+        deaths = await deaths_of(ground, "outbound", "workers.delivery:DeliveryStage._ask", victim)
+    else:
+        ground.world.kill("inbound")
+        for _ in range(6):
+            await load.hint()
+        ground.slow("GET /bookings", 1.0, 100)
+        victim = "poison"
+        await ground.execute(
+            "UPDATE channel_events SET entity_external_id = 'poison' WHERE id = (SELECT id FROM channel_events"
+            " WHERE event_type LIKE '%.hinted' AND status = 'received' ORDER BY seq LIMIT 1)"
+        )
+        deaths = await deaths_of(ground, "inbound", "workers.inbound:InboundStage._fetch", victim)
+    assert deaths == MAX_STARTS
+    verdict = await ground.judge(load, patience=20)
+    letters = [verdict.record.events[id_] for id_ in verdict.record.letters]
+    assert [row.error for row in letters] == [f"started {MAX_STARTS} times and never ended"]
+    others = {row.status for id_, row in verdict.record.events.items() if id_ not in verdict.record.letters}
+    assert others <= {"done", "skipped"}
+    assert verdict.repeats == {}
+
+
 async def test_an_event_that_kills_its_workers_is_parked_and_its_neighbours_are_done(ground: Ground) -> None:
     load = Load(ground, random.Random(5))
     await one_message(ground, load)
@@ -108,24 +161,9 @@ async def test_an_event_that_kills_its_workers_is_parked_and_its_neighbours_are_
             "SELECT id FROM channel_events WHERE status = 'received' ORDER BY seq LIMIT 1"
         )
         await connection.execute("UPDATE channel_events SET entity_external_id = 'poison' WHERE id = $1", victim)
-    mark = ground.world.folder / "poison"
-    deaths = 0
-    async with asyncio.timeout(60), ground.pool.acquire() as connection:
-        while True:
-            ground.begin("inbound", {"poison": "poison", "mark": str(mark)})
-            while ground.world.processes["inbound"].poll() is None:
-                status = await connection.fetchval("SELECT status FROM channel_events WHERE id = $1", victim)
-                if status == "failed":
-                    break
-                await asyncio.sleep(0.05)
-            else:
-                deaths += 1
-                ground.world.processes.pop("inbound").wait()
-                continue
-            break
+    deaths = await deaths_of(ground, "inbound", "workers.inbound:InboundStage._interpret", "poison")
     # Twice together with the others, and then alone, each start counted.
     assert deaths <= MAX_STARTS + 2
-    await ground.ensure("inbound")
     verdict = await ground.judge(load, patience=10)
     assert verdict.record.letters == [victim]
     assert verdict.record.events[victim].error == f"started {MAX_STARTS} times and never ended"
