@@ -28,7 +28,8 @@ from workers import delivery_rows, inbound_rows
 from workers.decide import MAX_STARTS, decide, poison
 from workers.delivery import _ask_or_execute
 from workers.echo import is_echo, said_near, tells_more
-from workers.inbound import ECHO, _in_doubt
+from workers.hints import in_doubt
+from workers.inbound import ECHO
 from workers.outcome import Done, Outcome, Skip
 from workers.pull import is_astray
 
@@ -312,7 +313,7 @@ class Machine(Outside):
             work = reading.work
             if work.row.id in doubtful:
                 self.reached["asked again" if work.row.id in overtaken else "asked which is newer"] += 1
-                _in_doubt(work)
+                in_doubt(work)
                 self.readings.append(reading)
                 continue
             outcome = inbound_rows.final(work, stored.applied, set())

@@ -77,7 +77,7 @@ INBOUND = (
     Step("inbound", "alone", "workers.inbound:store.start_alone", _AROUND, 1, needs="returned"),
     Step("inbound", "load", "workers.inbound:store.load", _AROUND, 3),
     Step("inbound", "handle", "workers.inbound:InboundStage._interpret", _AROUND, 8),
-    Step("inbound", "lease", "workers.inbound:store.lease", _AROUND, 2, needs="hints"),
+    Step("inbound", "lease", "workers.hints:store.lease", _AROUND, 2, needs="hints"),
     Step("inbound", "fetch", _SEND, _ALL, 2, where=("operation", "bookings.read"), needs="hints", into=_HTTP),
     Step("inbound", "grant", _SEND, _AROUND, 1, where=("operation", "authentication.token"), needs="token"),
     Step("inbound", "token", "workers.sessions:connections.put_secret", _AROUND, 1, needs="token"),

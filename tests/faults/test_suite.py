@@ -143,7 +143,7 @@ async def test_a_call_that_kills_its_workers_is_parked_and_those_beside_it_are_d
             "UPDATE channel_events SET entity_external_id = 'poison' WHERE id = (SELECT id FROM channel_events"
             " WHERE event_type LIKE '%.hinted' AND status = 'received' ORDER BY seq LIMIT 1)"
         )
-        deaths = await deaths_of(ground, "inbound", "workers.inbound:InboundStage._fetch", victim)
+        deaths = await deaths_of(ground, "inbound", "workers.hints:Hints._fetch", victim)
     assert deaths == MAX_STARTS
     verdict = await ground.judge(load, patience=20)
     letters = [verdict.record.events[id_] for id_ in verdict.record.letters]

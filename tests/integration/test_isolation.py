@@ -431,7 +431,7 @@ async def test_what_waits_for_a_slow_vendor_keeps_its_lease(world: World, one: C
     events = [Event(id=str(row["id"]), type=row["event_type"]) for row in rows]
     async with open_parts("inbound", world.settings()) as parts:
         stage: InboundStage = inbound_stage(parts)
-        stage._lease = 2.0
+        stage._hints._lease = 2.0
         await stage.process(events[:1])
         await one.gate.until(1)
         await stage.process(events[1:])  # they wait for the first
@@ -464,7 +464,7 @@ async def test_one_entity_that_cannot_be_read_fails_alone(world: World, one: Cli
 async def test_many_slow_connections_of_a_vendor_do_not_take_all_its_sockets(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.inbound.FETCHES", 2)
+    monkeypatch.setattr("workers.hints.FETCHES", 2)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(client(world, "beds24", f"c{n}")) for n in range(5)]
         await world.start("ingress", "inbound")
@@ -491,7 +491,7 @@ def test_http_has_room_for_all_calls_that_a_process_may_have_under_way() -> None
 
     from adapters.transport import MAX_CONNECTIONS
     from workers.delivery import DeliveryStage
-    from workers.inbound import FETCHES
+    from workers.hints import FETCHES
 
     most = inspect.signature(DeliveryStage).parameters["most"].default
     assert max(most, FETCHES) < MAX_CONNECTIONS
