@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 SAMPLE = {
     "ingress": ("ingress.insert.during", "ingress.answer.after", "ingress.publish.after"),
     "inbound": ("inbound.commit.after", "inbound.acked.before"),
-    "outbound": ("outbound.create.after",),
+    "outbound": ("outbound.create.after", "outbound.supersede.after"),
     "scheduler": ("scheduler.outbox-taken.after",),
 }
 FAULTS = {fault.name: fault for fault in (*broker.FAULTS, *database.FAULTS, *outside.FAULTS)}
