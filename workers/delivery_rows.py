@@ -84,7 +84,7 @@ def all_mapped(command: Command) -> None:
 
 
 def is_plain(work: Work) -> bool:
-    """Done at the first attempt, for itself alone: no dead letter to close, no older command to end with it."""
+    """Done without having failed before, for itself alone: no dead letter to close, no older command to end with it."""
     return isinstance(work.outcome, Done) and work.row.error_class is None and not work.absorbed
 
 

@@ -77,9 +77,8 @@ class Hints:
         self._room: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCHES))  # by vendor
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
-        self._turns = (
-            Turns()
-        )  # apart from those of facts: a vendor that does not answer is nothing that they may wait for
+        # Apart from those of facts: a vendor that does not answer is nothing that they may wait for.
+        self._turns = Turns()
         self._suspect: Work | None = None  # one at its last start: it is asked for alone
 
     async def ask(self, works: Sequence[Work], starts: int) -> None:
@@ -87,9 +86,8 @@ class Hints:
         if not works:
             return
         if self._suspect is not None:  # leased beside it they would be counted, and in the end parked with it
-            free = [
-                work for work in works if work.row.status != EventStatus.PROCESSING.value
-            ]  # else another worker has it
+            # What is processed already, another worker has.
+            free = [work for work in works if work.row.status != EventStatus.PROCESSING.value]
             for work in free:
                 work.starts, work.outcome = work.row.starts + 1, self._after_the_suspect()
             await self._settle(free)
@@ -113,9 +111,11 @@ class Hints:
             if work.starts == MAX_STARTS:
                 self._suspect = work
             begun.append(work)
-        await self._settle(refused)
-        for work in begun:
-            self._hand_over(work)
+        try:
+            await self._settle(refused)  # first: what is put off must not be counted with the suspect
+        finally:
+            for work in begun:
+                self._hand_over(work)
 
     async def drain(self, grace: float) -> None:
         """Calls that are under way end within `grace` seconds; what has none yet is given back, uncounted."""
@@ -201,11 +201,14 @@ class Hints:
                     del waiting[: len(works)]
                     await self._fetch({work: work.outcome for work in works if isinstance(work.outcome, Hint)})
                 waiting += map(in_doubt, await self._settle(works))
+                self._unsuspect(works)
         finally:
-            del self._waiting[connection_id]
-            self._fetching.pop(connection_id, None)
-            if self._suspect is not None and self._suspect.row.connection_id == connection_id:
-                self._suspect = None
+            self._unsuspect([*self._waiting.pop(connection_id), *self._fetching.pop(connection_id, [])])
+
+    def _unsuspect(self, works: Sequence[Work]) -> None:
+        """These have ended, well or not."""
+        if self._suspect in works:
+            self._suspect = None
 
     def _sharing(self, waiting: Sequence[Work]) -> list[Work]:
         """Those at the front that share a call."""

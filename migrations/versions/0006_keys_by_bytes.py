@@ -1,7 +1,6 @@
 """Lanes and keys are compared by their bytes, whatever locale the database has.
 
-Builds three indexes of `channel_events` anew, without writing the table again: ten million rows take about a minute, in which
-nothing is recorded.
+Builds three indexes of `channel_events` anew, without writing the table again; meanwhile nothing is recorded.
 """
 
 from migrations.plain import run
