@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY = 1024 * 1024  # bytes; the largest real webhook seen has 20 KB
 _KEPT_BODY = 64 * 1024  # of a verified body that could not be parsed
-LINGER = 0.003  # seconds; under load a batch costs as much as thirty of its rows
 WAITING = 5_000  # requests that may wait for the database; beyond that 429, while each wait is still short
 
 
@@ -99,9 +98,7 @@ class Webhooks:
         self._marks = Marks(pool, shares.mark)
         self._attempts = attempts
         self._now = now
-        self._records: Gather[RequestRow, list[FactOutcome]] = Gather(
-            self._record, flights=2, linger=LINGER, waiting=WAITING
-        )
+        self._records: Gather[RequestRow, list[FactOutcome]] = Gather(self._record, waiting=WAITING)
         self._publishing: set[asyncio.Task[None]] = set()
 
     async def receive(self, scope: Scope, receive: Receive, vendor: str, connection_id: str) -> Accepted:

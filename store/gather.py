@@ -1,8 +1,7 @@
 """Gathers concurrent calls of one kind into one batch: the largest lever on the database (docs/performance.md).
 
 What arrives while batches are under way is the next batch. With little to do a call goes out in the same turn of the loop, so
-that at low load gathering costs no time; only when batches are not small does the next one wait for the end of the last, and
-a moment longer for company.
+that at low load gathering costs no time, unless the caller says that it may wait a moment for company.
 """
 
 from __future__ import annotations
@@ -25,37 +24,27 @@ class GatherFull(Exception):  # noqa: N818 - a state, not a fault
 
 
 class Rhythm:
-    """When the next batch begins.
+    """Whether the next batch may begin. flights: batches under way at once, while they are small; one else"""
 
-    flights  batches under way at once, while they are small
-    linger   seconds that items wait for company after the end of a batch that was not small; 0: they never wait
-    """
-
-    def __init__(self, flights: int, linger: float) -> None:
+    def __init__(self, flights: int) -> None:
         self._flights = flights
-        self._linger = linger
         self._last = 0  # size of the last batch
 
-    def has_room(self, under_way: int) -> bool:
-        return under_way < (1 if self._busy else self._flights)
-
     @property
-    def wait(self) -> float:
-        """Seconds."""
-        return self._linger if self._busy else 0.0
+    def busy(self) -> bool:
+        return self._last >= BUSY
+
+    def has_room(self, under_way: int) -> bool:
+        return under_way < (1 if self.busy else self._flights)
 
     def begins(self, size: int) -> None:
         self._last = size
-
-    @property
-    def _busy(self) -> bool:
-        return self._linger > 0 and self._last >= BUSY
 
 
 class Gather(Generic[T, R]):
     """act gets up to `most` items and answers one result for each, in order; its error goes to all of its callers.
 
-    flights, linger   see Rhythm
+    flights   see Rhythm
     """
 
     def __init__(
@@ -64,12 +53,11 @@ class Gather(Generic[T, R]):
         *,
         most: int = 200,
         flights: int = 2,
-        linger: float = 0.0,
         waiting: int = 10_000,
     ) -> None:
         self._act = act
         self._most = most
-        self._rhythm = Rhythm(flights, linger)
+        self._rhythm = Rhythm(flights)
         self._waiting = waiting
         self._items: list[tuple[T, asyncio.Future[R]]] = []
         self._scheduled = False
@@ -81,7 +69,7 @@ class Gather(Generic[T, R]):
         return len(self._items)
 
     def submit(self, item: T, patience: float = 0.0) -> asyncio.Future[R]:
-        """patience: seconds that it may wait for company, though nothing is under way; it goes with the first that has none
+        """patience: seconds that it may wait for company; it goes with the first that has none
 
         raises  GatherFull
         """
@@ -112,12 +100,7 @@ class Gather(Generic[T, R]):
         if self._scheduled:
             return
         self._scheduled = True
-        loop = asyncio.get_running_loop()
-        wait = self._rhythm.wait
-        if wait > 0 and len(self._items) < self._most:
-            loop.call_later(wait, self._start)
-        else:
-            loop.call_soon(self._start)
+        asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
         self._scheduled = False

@@ -42,7 +42,8 @@ class Intake:
     """The handler of one consumer.
 
     most              events in a batch (a single message may bring more)
-    flights, linger   of its batches: see store.gather.Rhythm
+    flights           of its batches: see store.gather.Rhythm
+    linger            seconds that messages wait for company after the end of a batch that was not small
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Intake:
         self._stage = stage
         self._queue = queue
         self._most = most
-        self._rhythm = Rhythm(flights, linger)
+        self._rhythm = Rhythm(flights)
+        self._linger = linger
         self._waiting: deque[Incoming] = deque()  # as bytes: what is decoded is a batch, not the whole window
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -109,9 +111,8 @@ class Intake:
         if not self._scheduled and self._has_room:
             self._scheduled = True
             loop = asyncio.get_running_loop()
-            wait = self._rhythm.wait
-            if wait > 0:
-                loop.call_later(wait, self._start)
+            if self._rhythm.busy and self._linger > 0:
+                loop.call_later(self._linger, self._start)
             else:
                 loop.call_soon(self._start)
 

@@ -1,8 +1,8 @@
-"""Who sends much beside others waits a moment; nobody else does."""
+"""Who sends much beside others waits for more of its own; while many come all wait a moment; nobody else does."""
 
 from __future__ import annotations
 
-from ingress.crowding import MANY, PATIENCE, Crowding
+from ingress.crowding import BRISK, MANY, MOMENT, PATIENCE, Crowding
 
 
 class Clock:
@@ -13,12 +13,14 @@ class Clock:
         return self.at
 
 
-def waits(crowding: Crowding, clock: Clock, company: str, rate: float, seconds: float = 1.0) -> int:
-    """Of its webhooks, at so many a second, how many may wait."""
+def waits(
+    crowding: Crowding, clock: Clock, company: str, rate: float, seconds: float = 1.0, how_long: float = PATIENCE
+) -> int:
+    """Of its webhooks, at so many a second, how many may wait so long."""
     found = 0
     for _ in range(int(rate * seconds)):
         clock.at += 1 / rate
-        found += crowding.patience(company) > 0
+        found += crowding.patience(company) == how_long
     return found
 
 
@@ -57,3 +59,22 @@ def test_what_was_a_while_ago_does_not_count() -> None:
     clock.at += 5
     crowding.patience("quiet")
     assert crowding.patience("busy") == 0.0
+
+
+def test_while_many_come_all_wait_a_moment() -> None:
+    clock = Clock()
+    crowding = Crowding(clock)
+    assert waits(crowding, clock, "one", 0.9 * BRISK, how_long=0) == int(0.9 * BRISK)
+    waits(crowding, clock, "one", 2 * BRISK, 2)
+    assert crowding.patience("one") == MOMENT  # alone
+    assert crowding.patience("quiet") == MOMENT
+    clock.at += 2
+    assert crowding.patience("quiet") == 0.0
+
+
+def test_many_that_are_of_many_companies_wait_a_moment_too() -> None:
+    clock = Clock()
+    crowding = Crowding(clock)
+    rates = [crowding.patience(f"company {n % 100}") for n in range(2 * BRISK)]
+    assert set(rates) == {0.0, MOMENT}
+    assert rates[BRISK:] == [MOMENT] * BRISK

@@ -36,30 +36,31 @@ async def test_what_comes_while_batches_are_under_way_is_the_next_batch() -> Non
     assert recorder.batches == [[1], [2, 3, 4]]
 
 
-async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> None:
-    recorder = Recorder()
-    recorder.go.set()
-    gather = Gather(recorder.act, flights=1, linger=0.001)
-    await gather.submit(0)
-    assert recorder.batches == [[0]]
-    await asyncio.gather(*(gather.submit(n) for n in range(BUSY)))
-    early = gather.submit(100)
-    for _ in range(5):  # turns of the loop in which it would have gone
-        await asyncio.sleep(0)
-    late = gather.submit(101)
-    assert [await early, await late] == [1000, 1010]
-    assert recorder.batches[2:] == [[100, 101]]
-    alone = gather.submit(7)  # after a small one nobody waits
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert recorder.batches[3:] == [[7]]
-    await alone
-
-
 async def turns(n: int = 5) -> None:
     """Of the loop, in which what may go would have gone."""
     for _ in range(n):
         await asyncio.sleep(0)
+
+
+async def test_after_a_batch_that_was_not_small_only_one_is_under_way() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=2)
+    futures = [gather.submit(n) for n in range(BUSY)]
+    await turns()
+    futures.append(gather.submit(100))
+    await turns()
+    assert len(recorder.batches) == 1
+    recorder.go.set()
+    await asyncio.gather(*futures)
+    assert recorder.batches[1:] == [[100]]
+    recorder.go.clear()
+    small = [gather.submit(200)]
+    await turns()
+    small.append(gather.submit(201))
+    await turns()
+    assert recorder.batches[2:] == [[200], [201]]
+    recorder.go.set()
+    await asyncio.gather(*small)
 
 
 async def test_what_has_patience_goes_with_the_first_that_has_none() -> None:
