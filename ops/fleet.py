@@ -19,6 +19,7 @@ from ingress.fairness import Shares
 from ingress.webhooks import Webhooks
 from store import inbound as store_inbound
 from store import ingest, schema
+from store.bell import Bell
 from store.pool import API_ROLE, is_outage, open_pool
 from store.presence import Presence
 from store.retention import Keep
@@ -163,6 +164,9 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
             return await depths(settings.amqp_url, asked, ca_file=settings.amqp_ca_file)
 
         relay = Relay(parts.pool, parts.directory, parts.publisher, waiting)
+        bell = Bell(settings.database_url, "scheduler", relay.ring)
+        await bell.start()
+        stack.push_async_callback(bell.stop)
         takeover = Takeover(parts.pool)
         retention = Retention(parts.pool, Keep.of_days(settings.retention_days, settings.dead_letter_retention_days))
 

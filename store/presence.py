@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-import asyncpg
-
 from .outbound import wake_waiting
-from .pool import is_outage
+from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .pool import Connection
+    from .session import Own
 
-_log = logging.getLogger(__name__)
 _LOCK = "hashtextextended($1, 7203411961)"
 
 
-class Presence:
-    """Holds the lock of `worker` over a connection of its own; takes it again after the database was away."""
+class Presence(Session):
+    """Holds the lock of `worker`."""
 
     def __init__(self, database_url: str, worker: str, *, pause: float = 0.5) -> None:
-        self._url = database_url
+        super().__init__(database_url, f"staybus presence {worker}", pause=pause)
         self._worker = worker
-        self._pause = pause
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """returns when the lock is held. raises what asyncpg raises when the database cannot be reached"""
-        connection = await self._take()
-        self._task = asyncio.create_task(self._keep(connection), name=f"presence of {self._worker}")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _take(self) -> asyncpg.Connection[asyncpg.Record]:
-        settings = {"application_name": f"staybus presence {self._worker}"}
-        connection = await asyncpg.connect(self._url, server_settings=settings)
+    async def begin(self, connection: Own) -> None:
         await connection.execute(f"SELECT pg_advisory_lock_shared({_LOCK})", self._worker)
-        return connection
-
-    async def _keep(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        try:
-            while True:
-                await asyncio.sleep(self._pause)
-                try:
-                    await connection.execute("SELECT 1", timeout=5)
-                except Exception as error:
-                    if not is_outage(error):
-                        raise
-                    connection.terminate()
-                    try:
-                        connection = await self._take()
-                    except Exception as again:
-                        if not is_outage(again):
-                            raise
-        finally:
-            connection.terminate()
 
 
 async def leaseholders(connection: Connection) -> list[str]:

@@ -54,7 +54,7 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Whether there is anything for each look."""
+    """Whether there is anything for each look. due_in: seconds to the next retry; None: none waits"""
 
     unpublished: bool
     due: bool
@@ -62,6 +62,11 @@ class Waiting:
     stale: bool
     untold: bool
     outbox: bool
+    due_in: float | None
+
+    @property
+    def anything(self) -> bool:
+        return any((self.unpublished, self.due, self.expired, self.stale, self.untold, self.outbox))
 
 
 async def waiting(connection: Connection, unpublished: Look, stale: Look, untold: float) -> Waiting:

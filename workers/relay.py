@@ -62,15 +62,21 @@ class Relay:
         depths: Callable[[Iterable[str]], Awaitable[Mapping[str, int]]],
         *,
         pause: float = 0.1,
+        idle: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """depths: messages ready in these queues; asked only about rows that look lost, may raise OSError"""
+        """depths: messages ready in these queues; asked only about rows that look lost, may raise OSError
+
+        Seconds between looks: pause while they find something, idle at most while they do not.
+        """
         self._pool = pool
         self._directory = directory
         self._publisher = publisher
         self._depths = depths
         self._pause = pause
+        self._idle = idle
         self._clock = clock
+        self._rung = asyncio.Event()
         self._room = LEAST
         self._turn = ""  # the company that was the last to have its turn
         self._passed: datetime | None = None  # stale rows up to here were looked at, and some were left alone
@@ -79,19 +85,23 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; several schedulers may run it at once."""
         while not stop.is_set():
-            found = 0
+            self._rung.clear()
+            rest = self._pause
             try:
-                found = await self._round()
+                rest = await self._round()
             except Exception as error:
                 if not is_outage(error):
                     raise
                 metrics.DATABASE_FAULTS.inc()
                 _log.warning("database away, looking again", extra=about(error_type=type(error).__name__))
-            if found < BATCH:
-                await _sleep(stop, self._pause)
+            await _first_of(stop, self._rung, seconds=rest)
 
-    async def _round(self) -> int:
-        """returns how much was found, where the next round should look at once"""
+    def ring(self) -> None:
+        """There may be something now: looks at once."""
+        self._rung.set()
+
+    async def _round(self) -> float:
+        """returns the seconds until the next"""
         async with self._pool.acquire() as connection:
             waiting = await store.waiting(connection, UNPUBLISHED, STALE, UNTOLD)
         if waiting.unpublished:
@@ -106,7 +116,10 @@ class Relay:
             (waiting.untold, self.tell),
             (waiting.outbox, self.take_outbox),
         )
-        return sum([await step() for some, step in steps if some])
+        if sum([await step() for some, step in steps if some]) >= BATCH:
+            return 0.0
+        due_in = self._idle if waiting.due_in is None else waiting.due_in
+        return self._pause if waiting.anything else min(self._idle, max(self._pause, due_in))
 
     async def wake_unpublished(self) -> int:
         async def take(connection: Connection) -> list[Asleep]:
@@ -227,8 +240,11 @@ def wake_up(row: Asleep) -> WakeUp:
     return WakeUp(row.id, row.company_id, row.event_type, key, row.trace, row.connection_id if row.vendor else None)
 
 
-async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+async def _first_of(*events: asyncio.Event, seconds: float) -> None:
+    """Until one of them is set, or so long."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -20,7 +20,7 @@ from telemetry.logs import about
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from store.pool import Pool
+    from store.pool import Connection, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -56,16 +56,20 @@ class Takeover:
 
     async def look(self) -> int:
         """returns how many leases were ended"""
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self._pool.acquire() as connection:
             holders = await presence.leaseholders(connection)
-            gone = await presence.absent(connection, holders)
-            now = self._clock()
-            self._missed = {worker: self._missed.get(worker, now) for worker in gone}
-            dead = [worker for worker, since in self._missed.items() if now - since >= self._patience]
-            ended = 0
-            for worker in dead:
-                count = await presence.end_leases(connection, worker)
-                ended += count
-                metrics.RELAYED.labels("takeover").inc(count)
-                _log.warning("worker is dead: its leases are taken over", extra=about(worker=worker, count=count))
-        return ended
+            if not holders:
+                self._missed.clear()
+                return 0
+            async with connection.transaction():
+                gone = await presence.absent(connection, holders)
+                now = self._clock()
+                self._missed = {worker: self._missed.get(worker, now) for worker in gone}
+                dead = [worker for worker, since in self._missed.items() if now - since >= self._patience]
+                return sum([await self._take_over(connection, worker) for worker in dead])
+
+    async def _take_over(self, connection: Connection, worker: str) -> int:
+        count = await presence.end_leases(connection, worker)
+        metrics.RELAYED.labels("takeover").inc(count)
+        _log.warning("worker is dead: its leases are taken over", extra=about(worker=worker, count=count))
+        return count

@@ -12,7 +12,8 @@ SELECT
     EXISTS (SELECT FROM channel_events WHERE status = 'processing' AND lease_until < now()) AS expired,
     EXISTS (SELECT FROM channel_events WHERE status = 'received' AND published_at < now() - make_interval(secs => $2)) AS stale,
     EXISTS (SELECT FROM core_batches WHERE created_at < now() - make_interval(secs => $3)) AS untold,
-    EXISTS (SELECT FROM outbox WHERE taken_at IS NULL) AS outbox
+    EXISTS (SELECT FROM outbox WHERE taken_at IS NULL) AS outbox,
+    (SELECT EXTRACT(epoch FROM min(next_attempt_at) - now())::float8 FROM channel_events WHERE status = 'retrying') AS due_in
 
 -- name: unpublished
 -- Recorded, and not confirmed by the broker within $1 seconds. Companies take turns, beginning after $3, each with its oldest

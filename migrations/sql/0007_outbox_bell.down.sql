@@ -1,0 +1,2 @@
+DROP TRIGGER outbox_rings ON outbox;
+DROP FUNCTION outbox_rings();

@@ -1,0 +1,26 @@
+"""Hearing of an outbox row when it is committed, not at the next look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .session import Own
+
+CHANNEL = "staybus_outbox"  # what the trigger of the table notifies (migration 0007)
+
+
+class Bell(Session):
+    """rung: called once a commit, and each time that it listens anew: what was written meanwhile said nothing"""
+
+    def __init__(self, database_url: str, name: str, rung: Callable[[], None]) -> None:
+        super().__init__(database_url, f"staybus {name} bell")
+        self.rung = rung
+
+    async def begin(self, connection: Own) -> None:
+        await connection.add_listener(CHANNEL, lambda *_: self.rung())
+        self.rung()

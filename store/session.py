@@ -1,0 +1,85 @@
+"""A database session of one's own, kept: what lives no longer than it (a lock, a subscription) is begun again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from .pool import is_outage
+
+if TYPE_CHECKING:
+    Own = asyncpg.Connection[asyncpg.Record]
+
+ANSWER = 5.0  # seconds
+
+
+class Session:
+    """What it is for says who derives from it: `begin`."""
+
+    def __init__(self, database_url: str, name: str, *, look: float = 2.0, pause: float = 0.5) -> None:
+        """Seconds: look between questions whether the server is still there, pause between attempts to be back"""
+        self._url = database_url
+        self._name = name
+        self.look = look
+        self._pause = pause
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self, connection: Own) -> None:
+        """On each new connection. May raise what asyncpg raises."""
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """returns when it has begun. raises what asyncpg raises when the database cannot be reached"""
+        connection = await self._open()
+        self._task = asyncio.create_task(self._keep(connection), name=self._name)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _open(self) -> Own:
+        connection = await asyncpg.connect(self._url, server_settings={"application_name": self._name})
+        lost = self._lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
+        try:
+            await self.begin(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _keep(self, connection: Own) -> None:
+        try:
+            while True:
+                await self._trouble(connection)
+                connection.terminate()
+                connection = await self._open_at_last()
+        finally:
+            connection.terminate()
+
+    async def _trouble(self, connection: Own) -> None:
+        """Returns when the session is lost: the server said so, or does not answer."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), self.look)
+                return
+            try:
+                await connection.execute("SELECT 1", timeout=ANSWER)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                return
+
+    async def _open_at_last(self) -> Own:
+        while True:
+            try:
+                return await self._open()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                await asyncio.sleep(self._pause)
