@@ -1,7 +1,7 @@
 """Which webhooks may wait a moment for others.
 
 A webhook that is recorded, announced and settled by itself costs up to ten times what it costs in company, and on a busy machine
-all pay for it, the waiting ones most (docs/decisions/0017). So while many come, each waits as long as it takes for some more
+all pay for it, the waiting ones most (docs/decisions/0017, 0018). So while many come, each waits as long as it takes for some more
 to come. And what a company sends that is busy beside others waits longer, for more of its own; who sends little then takes along
 what waits. While few come nobody waits.
 """

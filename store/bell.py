@@ -9,7 +9,7 @@ from .session import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .session import Own
+    from .pool import Connection
 
 CHANNEL = "staybus_outbox"  # what the trigger of the table notifies (migration 0007)
 
@@ -17,10 +17,10 @@ CHANNEL = "staybus_outbox"  # what the trigger of the table notifies (migration 
 class Bell(Session):
     """rung: called once a commit, and each time that it listens anew: what was written meanwhile said nothing"""
 
-    def __init__(self, database_url: str, name: str, rung: Callable[[], None]) -> None:
-        super().__init__(database_url, f"staybus {name} bell")
-        self.rung = rung
+    def __init__(self, database_url: str, name: str, rung: Callable[[], None], *, look: float = 2.0) -> None:
+        super().__init__(database_url, f"staybus {name} bell", look=look)
+        self._rung = rung
 
-    async def begin(self, connection: Own) -> None:
-        await connection.add_listener(CHANNEL, lambda *_: self.rung())
-        self.rung()
+    async def begin(self, connection: Connection) -> None:
+        await connection.add_listener(CHANNEL, lambda *_: self._rung())
+        self._rung()

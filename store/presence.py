@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .pool import Connection
-    from .session import Own
 
 _LOCK = "hashtextextended($1, 7203411961)"
 
@@ -23,7 +22,7 @@ class Presence(Session):
         super().__init__(database_url, f"staybus presence {worker}", pause=pause)
         self._worker = worker
 
-    async def begin(self, connection: Own) -> None:
+    async def begin(self, connection: Connection) -> None:
         await connection.execute(f"SELECT pg_advisory_lock_shared({_LOCK})", self._worker)
 
 

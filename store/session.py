@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,26 +12,28 @@ import asyncpg
 from .pool import is_outage
 
 if TYPE_CHECKING:
+    from .pool import Connection
+
     Own = asyncpg.Connection[asyncpg.Record]
 
 ANSWER = 5.0  # seconds
 
 
-class Session:
+class Session(ABC):
     """What it is for says who derives from it: `begin`."""
 
     def __init__(self, database_url: str, name: str, *, look: float = 2.0, pause: float = 0.5) -> None:
         """Seconds: look between questions whether the server is still there, pause between attempts to be back"""
         self._url = database_url
         self._name = name
-        self.look = look
+        self._look = look
         self._pause = pause
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def begin(self, connection: Own) -> None:
+    @abstractmethod
+    async def begin(self, connection: Connection) -> None:
         """On each new connection. May raise what asyncpg raises."""
-        raise NotImplementedError
 
     async def start(self) -> None:
         """returns when it has begun. raises what asyncpg raises when the database cannot be reached"""
@@ -66,7 +69,7 @@ class Session:
         """Returns when the session is lost: the server said so, or does not answer."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), self.look)
+                await asyncio.wait_for(self._lost.wait(), self._look)
                 return
             try:
                 await connection.execute("SELECT 1", timeout=ANSWER)

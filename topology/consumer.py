@@ -312,7 +312,8 @@ class _Session:
 
         Each frame is a command to a quorum queue. While 32 of a channel are not yet written to disk, the broker keeps further
         ones in the channel, and closing the channel forgets those: what was acked came again (seen on 3.10 with a slow disk).
-        A transaction holds the frames back instead, and makes one command of all its acks and one of all that goes back.
+        A transaction holds the frames back instead, and makes one command of all its acks and one of all that goes back. (What
+        left before it, and stays behind so, comes again and is found settled.)
         """
         last = self.ledger.take(beyond_hole=True)
         for tag in self.ledger.unsettled if self._gives_back else ():

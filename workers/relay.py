@@ -94,10 +94,11 @@ class Relay:
                     raise
                 metrics.DATABASE_FAULTS.inc()
                 _log.warning("database away, looking again", extra=about(error_type=type(error).__name__))
-            await _first_of(stop, self._rung, seconds=rest)
+            # A bell wakes who is idle. Who is not looks in a moment, and takes what many have written at once.
+            await _first_of(stop, *([self._rung] if rest > self._pause else []), seconds=rest)
 
     def ring(self) -> None:
-        """There may be something now: looks at once."""
+        """There may be something now."""
         self._rung.set()
 
     async def _round(self) -> float:

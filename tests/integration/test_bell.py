@@ -22,7 +22,7 @@ from topology.publisher import Publisher
 from workers.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 LONG = 3600.0  # seconds; whatever waits so long fails the test
 ROW = "INSERT INTO outbox (company_id, event_type, payload) VALUES ('nobody', 'pms.booking.update', '{}')"
@@ -52,11 +52,11 @@ async def db(database_url: str) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def listening(database_url: str, rings: Rings) -> AsyncIterator[Bell]:
-    bell = Bell(database_url, "test", rings)
+async def listening(database_url: str, rings: Callable[[], None], *, look: float = 2.0) -> AsyncIterator[None]:
+    bell = Bell(database_url, "test", rings, look=look)
     await bell.start()
     try:
-        yield bell
+        yield
     finally:
         await bell.stop()
 
@@ -105,8 +105,7 @@ async def test_a_network_that_went_silent_is_noticed(
     rings = Rings()
     async with TcpProxy(parts.hostname or "", parts.port or 5432) as proxy:
         place = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"
-        async with listening(urlunsplit(parts._replace(netloc=place)), rings) as bell:
-            bell.look = 0.05
+        async with listening(urlunsplit(parts._replace(netloc=place)), rings, look=0.05):
             proxy.pause()
             async with asyncio.timeout(15):
                 while proxy.accepted < 2:
@@ -117,8 +116,24 @@ async def test_a_network_that_went_silent_is_noticed(
             await rings.wait(3)
 
 
+class Watched(Relay):
+    """Says when it goes to sleep for long."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.looks = 0
+        self.asleep = asyncio.Event()
+
+    async def _round(self) -> float:
+        self.looks += 1
+        rest = await super()._round()
+        if rest == LONG:
+            self.asleep.set()
+        return rest
+
+
 @asynccontextmanager
-async def running(database_url: str, amqp_url: str, pause: float) -> AsyncIterator[Relay]:
+async def running(database_url: str, amqp_url: str, pause: float = 0.1) -> AsyncIterator[Watched]:
     """A relay that while it finds nothing would not look again for an hour."""
     await apply(amqp_url, declared(adapters()))
     pool = await open_pool(database_url, name="test")
@@ -129,7 +144,7 @@ async def running(database_url: str, amqp_url: str, pause: float) -> AsyncIterat
     async def nobody(_: object) -> dict[str, int]:
         return {}
 
-    relay = Relay(pool, Directory(pool, None), publisher, nobody, pause=pause, idle=LONG)  # type: ignore[arg-type] - opens nothing sealed
+    relay = Watched(pool, Directory(pool, None), publisher, nobody, pause=pause, idle=LONG)  # type: ignore[arg-type] - opens nothing sealed
     task = asyncio.create_task(relay.run(stop))
     try:
         yield relay
@@ -147,13 +162,27 @@ async def until_one(db: Any, query: str, *given: object) -> None:
 
 
 async def test_an_idle_relay_takes_a_row_when_the_bell_rings(database_url: str, amqp_url: str, db: Any) -> None:
-    async with running(database_url, amqp_url, pause=LONG) as relay, listening(database_url, Rings()) as bell:
-        bell.rung = relay.ring
+    taken = "SELECT count(*) = $1 FROM outbox WHERE taken_at IS NOT NULL AND error IS NOT NULL"
+    async with running(database_url, amqp_url) as relay, listening(database_url, relay.ring):
         for row in (1, 2, 3):  # of the second on it can know only by the bell
+            async with asyncio.timeout(15):
+                await relay.asleep.wait()
+            relay.asleep.clear()
             await db.execute(ROW)
-            await until_one(
-                db, "SELECT count(*) = $1 FROM outbox WHERE taken_at IS NOT NULL AND error IS NOT NULL", row
-            )
+            await until_one(db, taken, row)
+
+
+async def test_many_rings_do_not_hurry_a_relay_that_has_work(database_url: str, amqp_url: str, db: Any) -> None:
+    async with running(database_url, amqp_url, pause=LONG / 2) as relay:
+        async with asyncio.timeout(15):
+            await relay.asleep.wait()
+        await db.execute(ROW)
+        relay.ring()
+        await until_one(db, "SELECT count(*) = $1 FROM outbox WHERE taken_at IS NOT NULL", 1)
+        for _ in range(20):  # while it rests; each of these would take longer than to look once more
+            relay.ring()
+            await db.execute(ROW)
+        assert relay.looks == 2
 
 
 async def test_an_idle_relay_sleeps_no_longer_than_to_the_next_retry(database_url: str, amqp_url: str, db: Any) -> None:
@@ -166,7 +195,7 @@ async def test_an_idle_relay_sleeps_no_longer_than_to_the_next_retry(database_ur
         " next_attempt_at) VALUES (gen_random_uuid(), 'acme', 'beds24-acme', 'inbound', 'beds24.booking.modified', 'k', '{}',"
         " 'retrying', now() + interval '1 second')"
     )
-    async with running(database_url, amqp_url, pause=0.1):
+    async with running(database_url, amqp_url):
         await until_one(
             db, "SELECT count(*) FROM channel_events WHERE status = 'received' AND published_at IS NOT NULL"
         )
