@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 import tempfile
@@ -134,6 +135,8 @@ async def _run(target: Target, name: str, order: Order) -> Result:
     database = await asyncpg.connect(target.database_url)
     try:
         known = await _done(database)
+        # What the run before has left in the page cache would be written in the middle of this one, all at once.
+        await asyncio.to_thread(os.sync)
         before = snapshot(target.roots)
         # Not at fixed rates: to look at a process's memory stops it for a moment, and four are stopped longer than two.
         watch = asyncio.create_task(_most_memory(target)) if not order.rate else None

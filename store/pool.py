@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WORKER_ROLE = "staybus_worker"
 API_ROLE = "staybus_api"
 
+WARM = 4  # sessions: two batches under way, and the marks of what was published and told
+
 # The database could not do it now, whatever the data: the same again later. Everything else is about the data or a bug.
 OUTAGES = (
     OSError,
@@ -54,7 +56,8 @@ async def open_pool(
 ) -> Pool:
     """A pool whose sessions run as `role`.
 
-    warm    is done on each new session: has statements planned that should not be when somebody waits for them
+    warm    is done on each new session: has statements planned that should not be when somebody waits for them; WARM sessions
+            are open from the start then, so that none is begun when much comes at once
     raises  what asyncpg raises when the database cannot be reached
     """
 
@@ -71,8 +74,9 @@ async def open_pool(
         settings |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_material"), "off")
     pool: Pool = await asyncpg.create_pool(
         database_url,
-        min_size=min(2, size),
+        min_size=min(WARM if warm else 2, size),
         max_size=size,
+        max_queries=10**9,  # a session is not given up for having worked much: its plans are dear
         command_timeout=command_timeout,
         init=warm,
         reset=keep,

@@ -36,7 +36,7 @@ GIVEN = "STAYBUS_DATABASE_URL DATABASE_URL STAYBUS_AMQP_URL RABBITMQ_URL"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("-n", type=int, default=12_000, help="events of a burst (default 12,000)")
+    parser.add_argument("-n", type=int, default=24_000, help="events of a burst (default 24,000)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each run at a fixed rate (default 10)")
     parser.add_argument("--warm", type=int, default=1_000, help="events before anything is measured (default 1,000)")

@@ -51,6 +51,20 @@ async def make_past(database_url: str, folder: Path, count: int) -> past.Tenants
     return tenants
 
 
+async def test_a_column_that_a_migration_adds_does_not_make_samples_large_again(database_url: str) -> None:
+    """The largest target among a table's columns decides how many rows ANALYZE reads."""
+    database = await asyncpg.connect(database_url)
+    try:
+        found = await database.fetch(
+            "SELECT relname, max(CASE WHEN attstattarget >= 0 THEN attstattarget ELSE 100 END) FROM pg_attribute"
+            " JOIN pg_class c ON c.oid = attrelid WHERE relname = ANY($1) AND attnum > 0 AND NOT attisdropped GROUP BY 1",
+            list(GROWING),
+        )
+    finally:
+        await database.close()
+    assert dict(map(tuple, found)) == dict.fromkeys(GROWING, 20)
+
+
 # ------------------------------------------------------------------------------------------------ plans
 
 

@@ -27,6 +27,8 @@ CATALOGUE = {
     "policies": "SELECT tablename, policyname, roles, cmd, qual, with_check FROM pg_policies ORDER BY 1, 2",
     "grants": "SELECT table_name, grantee, privilege_type FROM information_schema.role_table_grants"
     " WHERE grantee LIKE 'staybus\\_%' ORDER BY 1, 2, 3",
+    "statistics": "SELECT attrelid::regclass::text, attname, attstattarget FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+    " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND attnum > 0 AND NOT attisdropped ORDER BY 1, 2",
     "options": "SELECT relname, reloptions, relrowsecurity FROM pg_class"
     " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1",
     "views": "SELECT c.relname, c.reloptions, pg_get_viewdef(c.oid) FROM pg_class c"
