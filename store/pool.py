@@ -76,7 +76,9 @@ async def open_pool(
         database_url,
         min_size=min(WARM if warm else 2, size),
         max_size=size,
-        max_queries=10**9,  # a session is not given up for having worked much: its plans are dear
+        # Plans are dear: neither a session is given up for having worked much, nor a plan for being five minutes old.
+        max_queries=10**9,
+        max_cached_statement_lifetime=0,
         command_timeout=command_timeout,
         init=warm,
         reset=keep,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import asyncpg
 
-from store.pool import WARM, Connection, open_pool
+from store.pool import WARM, open_pool
+
+if TYPE_CHECKING:
+    from store.pool import Connection
 
 
 async def test_sessions_that_plan_are_ready_before_anything_comes(database_url: str) -> None:
@@ -30,7 +35,10 @@ async def test_without_statements_to_plan_two_sessions_are_enough(database_url: 
     pool = await open_pool(database_url, name="test", size=6)
     observer = await asyncpg.connect(database_url)
     try:
-        assert await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'staybus test'") == 2
+        assert (
+            await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'staybus test'")
+            == 2
+        )
     finally:
         await observer.close()
         await pool.close()
