@@ -65,6 +65,7 @@ async def open_pool(
         """No reset on release: our sessions set nothing that outlives a transaction, and it would cost a round trip."""
 
     settings = {"role": role, "application_name": f"staybus {name}", "timezone": "UTC", "jit": "off"}
+    lasting: dict[str, Any] = {}
     if role == WORKER_ROLE:
         # Our statements are few and have one good plan. Left to itself the server plans those over arrays anew each time,
         # because it takes a short array for a cheaper plan: 2 ms a webhook at low load, more than all the rest together.
@@ -72,17 +73,17 @@ async def open_pool(
         # A plan made while the tables were empty would read them whole, to hash or to merge them, for as long as nothing
         # analyses them. Every statement of ours goes from a short list by index, row by row.
         settings |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_material"), "off")
+        # These plans are dear and do not age: a session is not given up for having worked much, nor a plan after five minutes.
+        lasting = {"max_queries": 10**9, "max_cached_statement_lifetime": 0}
     pool: Pool = await asyncpg.create_pool(
         database_url,
         min_size=min(WARM if warm else 2, size),
         max_size=size,
-        # Plans are dear: neither a session is given up for having worked much, nor a plan for being five minutes old.
-        max_queries=10**9,
-        max_cached_statement_lifetime=0,
         command_timeout=command_timeout,
         init=warm,
         reset=keep,
         server_settings=settings,
+        **lasting,
     )
     return pool
 
