@@ -15,7 +15,7 @@ from ops.stack.errors import StackError
 
 from . import measure
 from .measure import Result, UnprovenError
-from .session import EndedError, run, servers
+from .session import EndedError, run, screen, servers
 from .staybus import fleet
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def by_process(burst: Result) -> Table:
 
 def main() -> int:
     given = arguments()
-    say = Console()
+    say = screen()
     try:
         with servers(FOLDER, keep=given.keep, say=say.print) as stack:
             results = run(runs(given, stack, say))

@@ -36,7 +36,7 @@ from topology.publisher import Publisher
 
 from . import measure, past
 from .load import Order
-from .session import EndedError, children, fresh, run, servers
+from .session import EndedError, children, fresh, run, screen, servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -269,7 +269,7 @@ async def runs(given: argparse.Namespace, stack: Stack, say: Console) -> list[Ro
 
 
 def main() -> int:
-    given, say = arguments(), Console()
+    given, say = arguments(), screen()
     try:
         with servers(FOLDER, keep=given.keep, say=say.print) as stack:
             rows = run(runs(given, stack, say))

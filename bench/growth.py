@@ -39,7 +39,7 @@ from workers.results import command_ended, reservation_upserted
 
 from . import past
 from .machine import cost, snapshot
-from .session import run, servers
+from .session import run, screen, servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -477,7 +477,7 @@ def _own(stack: Stack, sizes: Sequence[int]) -> PostgresServer:
 
 
 def main() -> int:
-    given, say = arguments(), Console()
+    given, say = arguments(), screen()
     try:
         with servers(FOLDER, keep=given.keep, say=say.print) as stack:
             found = run(rounds(given, _own(stack, given.sizes), say))

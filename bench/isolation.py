@@ -26,7 +26,6 @@ import asyncpg
 import httpx
 import orjson
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from ops.parts import declared
@@ -44,7 +43,7 @@ from topology.apply import apply
 from . import payloads
 from .load import Order
 from .measure import UnprovenError, quantile, send
-from .session import EndedError, children, fresh, run, servers
+from .session import EndedError, children, fresh, run, screen, servers
 from .vendors import NAMES, copies
 
 if TYPE_CHECKING:
@@ -333,7 +332,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    say = Console()
+    say = screen()
 
     async def runs(stack: Stack) -> list[tuple[str, Latencies, Latencies]]:
         found = []

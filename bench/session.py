@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
+from rich.console import Console
 
 from ops.stack import local
 
@@ -29,6 +30,11 @@ T = TypeVar("T")
 HERE = Path(sys.executable)
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def screen() -> Console:
+    """Where progress and tables go. Wide in a file, where a cut column would be gone."""
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager

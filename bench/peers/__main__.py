@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import machine, measure
 from bench.measure import UnprovenError
-from bench.session import EndedError, run, servers
+from bench.session import EndedError, run, screen, servers
 from bench.staybus import fleet
 from ops.stack.errors import StackError
 
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    say = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 100)
+    say = screen()
     if not PYTHON.exists():
         say.print(f"{PYTHON} is not there: run `make bench-peers`, which makes it and installs the peers into it.")
         return 2
