@@ -28,7 +28,7 @@ from topology.announce import WakeUp, announce
 from topology.apply import BrokerUnavailable, check
 from topology.consumer import Consumer
 from topology.declared import ROUTER_QUEUE, UNROUTABLE, dlq, inbound_queue, outbound_queue
-from topology.depth import depths
+from topology.depth import Depths
 from topology.retry import POLICIES
 from workers.delivery import DeliveryStage
 from workers.inbound import InboundStage
@@ -160,8 +160,11 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
             recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue)
             tasks.append(asyncio.create_task(recorder.run(inbox), name=f"recorder {queue}"))
 
+        depths = Depths(settings.amqp_url, name="staybus scheduler depths", ca_file=settings.amqp_ca_file)
+        stack.push_async_callback(depths.close)
+
         async def waiting(asked: Iterable[str] = (*queues, UNROUTABLE)) -> dict[str, int]:
-            return await depths(settings.amqp_url, asked, ca_file=settings.amqp_ca_file)
+            return await depths.ask(asked)
 
         relay = Relay(parts.pool, parts.directory, parts.publisher, waiting)
         bell = Bell(settings.database_url, "scheduler", relay.ring)

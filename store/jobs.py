@@ -97,6 +97,11 @@ async def cancel(connection: Connection, id_: UUID, actor: str) -> bool:
     return await connection.fetchval(_SQL["cancel"], id_, actor) is not None
 
 
+async def due(connection: Connection) -> bool:
+    """Whether `take` may find one."""
+    return bool(await connection.fetchval(_SQL["due"]))
+
+
 async def take(connection: Connection) -> Job | None:
     """The job whose turn it is, locked until the transaction ends."""
     row = await connection.fetchrow(_SQL["take"])

@@ -15,7 +15,7 @@ Errors (TopologyError):
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from aiormq.exceptions import (
     ConnectionInternalError,
 )
 
-from topology.link import connect, losses_as_errors, tls_context, where
+from topology.link import connect, disconnect, is_open, losses_as_errors, tls_context, where
 from topology.model import Exchange, Queue, Topology
 
 T = TypeVar("T")
@@ -208,13 +208,10 @@ class _Broker:
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(AMQPError, OSError, RuntimeError), losses_as_errors():
-                async with asyncio.timeout(PROBE):
-                    await connection.close()
+            await disconnect(connection)
 
     async def _open(self) -> AbstractConnection:
-        transport = self._connection.transport if self._connection else None
-        if self._connection is None or transport is None or not transport.connection.is_opened:
+        if self._connection is None or not is_open(self._connection):
             await self.close()
             self._connection = await connect(self._url, name="staybus topology", tls=self._tls)
         return self._connection

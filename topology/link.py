@@ -40,8 +40,12 @@ SETTLED = 5.0
 """Seconds that a link must live before a loss counts as the first again. Shorter lives keep backing off, so that something
 that closes the channel at every start does not become a busy loop."""
 
-LOOK = 0.25
-"""Seconds between looks at `connection.blocked`, which the library does not report by callback; only state changes wait for it."""
+PATIENCE = 10.0
+"""Seconds for one attempt to connect, and for a peaceful close."""
+
+LOOK = 1.0
+"""Seconds between looks at `connection.blocked`, which the library does not report by callback; only state changes wait for it,
+and only where something is published: the broker blocks nobody else. Every look of every link wakes a process that rests."""
 
 
 class LinkLost(ConnectionError):  # noqa: N818 - named for what happened, as all errors here are
@@ -97,6 +101,22 @@ async def connect(
     return connection
 
 
+async def disconnect(connection: AbstractConnection, patience: float = PATIENCE) -> None:
+    """Closes it, whatever state it is in."""
+    await _close(connection, patience)
+    if not connection.is_closed:
+        # The first close failed on what was broken and took it away; this one only notes the end.
+        await _close(connection, patience)
+
+
+async def _close(closable: AbstractChannel | AbstractConnection, patience: float) -> None:
+    # Closing what is already broken fails in as many ways as there are to break; the broker closes its side by itself.
+    with suppress(AMQPError, OSError, RuntimeError):
+        async with asyncio.timeout(patience):
+            with losses_as_errors():
+                await closable.close()
+
+
 @contextmanager
 def losses_as_errors() -> Iterator[None]:
     """Waits on a connection that is dropped end in CancelledError though nobody cancelled us: that becomes LinkLost."""
@@ -130,7 +150,7 @@ class Link:
         confirms: bool = False,
         ca_file: str | None = None,
         backoff: Backoff = jittered_backoff,
-        patience: float = 10.0,
+        patience: float = PATIENCE,
     ) -> None:
         """`patience`: seconds for one attempt to connect and furnish, and for a peaceful close."""
         self._url = url
@@ -229,7 +249,7 @@ class Link:
             raise
 
     async def _build(self) -> None:
-        if self._connection is not None and not _is_open(self._connection):
+        if self._connection is not None and not is_open(self._connection):
             await self._close_connection()
         self._lost = lost = asyncio.Event()
         self._distrusted = False
@@ -259,7 +279,7 @@ class Link:
         while not self._lost.is_set():
             self._tell()
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(LOOK if self._confirms else None):
                     await self._lost.wait()
 
     def _mark_lost(self) -> None:
@@ -280,29 +300,19 @@ class Link:
         """Also gives back what a cancelled consumer still held: the broker requeues what a closed channel has not acknowledged."""
         channel, self._channel = self._channel, None
         if channel is not None and not channel.is_closed:
-            await self._close(channel)
+            await _close(channel, self._patience)
 
     async def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await self._close(connection)
-            if not connection.is_closed:
-                # The first close failed on what was broken and took it away; this one only notes the end.
-                await self._close(connection)
-
-    async def _close(self, closable: AbstractChannel | AbstractConnection) -> None:
-        # Closing what is already broken fails in as many ways as there are to break; the broker closes its side by itself.
-        with suppress(AMQPError, OSError, RuntimeError):
-            async with asyncio.timeout(self._patience):
-                with losses_as_errors():
-                    await closable.close()
+            await disconnect(connection, self._patience)
 
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _is_open(connection: AbstractConnection) -> bool:
+def is_open(connection: AbstractConnection) -> bool:
     """aio-pika's own `is_closed` stays False after a loss; the raw connection knows whether its reader and writer still run."""
     return connection.transport is not None and connection.transport.connection.is_opened
 

@@ -61,10 +61,13 @@ class Jobs:
         """One batch of the job whose turn it is. False: none is due"""
         job = None
         try:
-            async with self._pool.acquire() as db, db.transaction():
-                job = await store.take(db)
-                if job is not None:
-                    await self._go_on(db, job)
+            async with self._pool.acquire() as db:
+                if not await store.due(db):
+                    return False
+                async with db.transaction():
+                    job = await store.take(db)
+                    if job is not None:
+                        await self._go_on(db, job)
         except Exception as error:
             if job is None or is_outage(error):
                 raise

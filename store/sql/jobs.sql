@@ -19,6 +19,10 @@ UPDATE operator_jobs SET status = 'cancelled', finished_at = clock_timestamp(), 
 WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
 RETURNING id
 
+-- name: due
+-- Whether there is one to take: mostly not, and then this is all that a look costs.
+SELECT EXISTS (SELECT FROM operator_jobs WHERE status IN ('waiting', 'canary', 'running') AND next_at <= clock_timestamp())
+
 -- name: take
 -- The job whose turn it is, held until the transaction ends: one scheduler at a time works on it.
 SELECT id, company_id, kind, filter::text AS filter, most, rate, canary, canary_share, requested_by, note, status, total,

@@ -18,7 +18,7 @@ from simulators.core_pms import CorePms, Heard
 from tests.faults.ground import QUEUES, database_of_its_own
 from tests.faults.nursery import Nursery
 from tests.fleet import World
-from topology.depth import depths
+from topology.depth import Depths
 from workers.pull import Puller
 
 from .schedule import StuckError
@@ -88,7 +88,8 @@ class Fleet:
         """What no schedule looks at: messages that nobody takes, letters of nobody, results that nobody was told."""
 
         async def left() -> list[str]:
-            waiting = await depths(self.world.amqp_url, QUEUES)
+            async with Depths(self.world.amqp_url, name="what is left") as depths:
+                waiting = await depths.ask(QUEUES)
             untold = await self.pool.fetchval("SELECT count(*) FROM core_batches")
             letters = await self.pool.fetchval("SELECT count(*) FROM dead_letters WHERE company_id IS NULL")
             counts = {**waiting, "batches of results": untold, "letters of no company": letters}

@@ -37,7 +37,7 @@ from tests.faults.steps import Moment, Point
 from tests.fleet import COMPANY, PROPERTY, World
 from tests.topology.tcp_proxy import TcpProxy
 from topology.declared import UNROUTABLE, dlq, inbound_queue, outbound_queue
-from topology.depth import depths
+from topology.depth import Depths
 
 if TYPE_CHECKING:
     from ops.stack.local import Stack
@@ -299,7 +299,8 @@ class Ground:
         return verdict
 
     async def waiting(self) -> dict[str, int]:
-        return await depths(self.amqp_url, QUEUES)
+        async with Depths(self.amqp_url, name="what is left") as depths:
+            return await depths.ask(QUEUES)
 
     async def _collect(self, load: Load, *, unhurt: bool, unroutable: int | None) -> Record:
         account = self.world.sim.account

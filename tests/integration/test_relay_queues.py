@@ -19,7 +19,7 @@ from store.pool import open_pool
 from topology.announce import WakeUp, announce
 from topology.apply import apply
 from topology.declared import inbound_queue, outbound_queue
-from topology.depth import depths
+from topology.depth import Depths
 from topology.publisher import Publisher
 from workers.relay import BATCH, KNOWN, LEAST, LONG, MOST, Relay
 
@@ -53,7 +53,8 @@ class Ground:
 
     async def depths(self, queues: Iterable[str]) -> Mapping[str, int]:
         self.asked.append(set(queues))
-        return await depths(self.amqp_url, self.asked[-1])
+        async with Depths(self.amqp_url, name="test depths") as depths:
+            return await depths.ask(self.asked[-1])
 
     async def facts(self, company: str, count: int, published: str) -> list[Any]:
         sql = ROWS.format(parent="NULL", published=published)
