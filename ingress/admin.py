@@ -76,9 +76,7 @@ class Admin:
                 raise _no_event()
             requeued = await dead_letters.requeue(connection, [id_], caller.name)
             if not requeued:
-                raise Problem(
-                    409, "not-failed", f"only failed or abandoned events are retried; this one is {row['status']}"
-                )
+                raise _not_retried(row["status"])
             await connections.audit(connection, caller.name, row["company_id"], "event.retry", str(id_), {})
             again = await events.show(connection, id_)
         return _json({"id": id_, "status": again["status"] if again else "received", "attempts": 0}, 202)
@@ -173,6 +171,15 @@ async def _not_abandoned(connection: Connection, id_: UUID) -> Problem:
     if letter is not None and letter["status"] in {DeadLetterStatus.PENDING, DeadLetterStatus.RETRYING}:
         return Problem(409, "being-sent", "its event is with a worker just now; look again when that has ended")
     return Problem(404, "no-open-dead-letter", "there is no open dead letter with this id")
+
+
+def _not_retried(status: str) -> Problem:
+    if status in {EventStatus.FAILED, EventStatus.ABANDONED}:
+        detail = (
+            "something newer about the same thing went out since, and would be undone; send the present state instead"
+        )
+        return Problem(409, "overtaken", detail)
+    return Problem(409, "not-failed", f"only failed or abandoned events are retried; this one is {status}")
 
 
 def _no_event() -> Problem:

@@ -125,7 +125,11 @@ async def requeue(
     note: str | None = None,
     job_id: UUID | None = None,
 ) -> list[tuple[UUID, str]]:
-    """returns (event id, company) of those that had failed or been abandoned and now go again"""
+    """In a transaction. Left are those that have not failed nor been abandoned, and those that something newer overtook.
+
+    returns  (event id, company) of those that go again
+    """
+    await connection.execute(_SQL["take_lanes"], event_ids)
     rows = await connection.fetch(_SQL["requeue"], event_ids, actor, note, job_id)
     return [(r["id"], r["company_id"]) for r in rows]
 

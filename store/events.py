@@ -150,13 +150,24 @@ async def deliveries_of(connection: Connection, ids: Sequence[UUID]) -> list[asy
     return list(await connection.fetch(_SQL["deliveries_of"], ids))
 
 
-async def overtaken(connection: Connection, wanted: Selection, ids: Sequence[UUID]) -> set[UUID]:
-    """Of these deliveries, those that would put an older state back."""
-    rows = await connection.fetch(
-        _SQL["overtaken"], ids, wanted.last, wanted.statuses, wanted.since, wanted.until, wanted.connection_ids,
-        wanted.company_id, wanted.event_type, wanted.ids,
+async def followers(connection: Connection, wanted: Selection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
+    """What the selection has behind these deliveries in their lanes, in the order of recording."""
+    return list(
+        await connection.fetch(
+            _SQL["followers"], ids, wanted.last, wanted.statuses, wanted.since, wanted.until, wanted.connection_ids,
+            wanted.company_id, wanted.event_type, wanted.ids,
+        )
     )  # fmt: skip
-    return {row["id"] for row in rows}
+
+
+async def overtaken(connection: Connection, ids: Sequence[UUID], repeated: Sequence[UUID]) -> set[UUID]:
+    """Of these deliveries, those that would put an older state back. repeated: what goes out behind them in any case"""
+    return {row["id"] for row in await connection.fetch(_SQL["overtaken"], ids, repeated)}
+
+
+async def repeated(connection: Connection, run: UUID, ids: Sequence[UUID]) -> set[UUID]:
+    """Of these, what that run of a replay has repeated already."""
+    return {row["replay_of"] for row in await connection.fetch(_SQL["repeated"], run, ids)}
 
 
 async def mapped(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:

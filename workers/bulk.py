@@ -6,7 +6,7 @@ begins. So whoever does it (a command at its terminal, or a scheduler for a job)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -169,21 +169,37 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """found: the next candidates; behind: later ones of their lanes, which are repeated together with them
+
+    cursor: where the page after them begins; more: whether there is one
+    """
+
+    found: list[Candidate]
+    behind: list[Candidate]
+    cursor: str | None
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """again: also what would make a second effect at a vendor, or put an older state back. done and left: the originals.
 
-    run  names the replay in its events' keys: one run repeats an event but once
+    run    names the replay in its events' keys: one run repeats an event but once
+    whole  all that is selected is meant. Then the commands of a lane are repeated together, so that whoever stops in between
+           leaves none of them at an older state. Otherwise only the newest of a lane may go.
     """
 
     selection: Selection
     adapters: Mapping[str, Adapter]
     again: bool
     run: UUID
+    whole: bool
 
     async def batch(self, db: Connection, cursor: str | None, limit: int, order: Order) -> Batch:
-        found, after, more = await self.page(db, cursor, limit)
-        chosen = [one for one in found if one.runs(self.selection, again=self.again)]
-        new = await events.replay(db, [one.id for one in chosen], self.run)
+        page = await self.page(db, cursor, limit)
+        chosen = [one.id for one in (*page.found, *page.behind) if one.runs(self.selection, again=self.again)]
+        new = await events.replay(db, chosen, self.run)
         rows = [
             (row["company_id"], str(row["replay_of"]), _details(order, note=order.note, event=str(row["id"])))
             for row in new
@@ -191,44 +207,57 @@ class Replay:
         await jobs.audit(db, order.actor, "event.replay", rows)
         done = {row["replay_of"] for row in new}
         return Batch(
-            after,
-            more,
-            done=[one.id for one in found if one.id in done],
-            left=[one.id for one in found if one.id not in done],
+            page.cursor,
+            page.more,
+            done=[id_ for id_ in chosen if id_ in done],
+            left=[one.id for one in page.found if one.id not in done],
         )
 
-    async def page(self, db: Connection, cursor: str | None, limit: int) -> tuple[list[Candidate], str | None, bool]:
-        """(the next candidates, where the page after them begins, whether there is one)"""
+    async def page(self, db: Connection, cursor: str | None, limit: int) -> Page:
+        """What this run has not repeated yet."""
         wanted = self.selection
         if wanted.ids is not None:
             start = int(cursor or 0)
             end = start + limit
             rows = await events.replayable_ids(db, wanted.ids[start:end])
-            return await self._judge(db, rows), str(end), end < len(wanted.ids)
-        after = int(cursor) if cursor else wanted.first
-        up_to = min(after + STRETCH, wanted.last)
-        rows = await events.replayable(db, wanted, after, up_to, limit)
-        reached = rows[-1]["seq"] if len(rows) == limit else up_to
-        return await self._judge(db, rows), str(reached), reached < wanted.last
+            cursor, more = str(end), end < len(wanted.ids)
+        else:
+            after = int(cursor) if cursor else wanted.first
+            up_to = min(after + STRETCH, wanted.last)
+            rows = await events.replayable(db, wanted, after, up_to, limit)
+            reached = rows[-1]["seq"] if len(rows) == limit else up_to
+            cursor, more = str(reached), reached < wanted.last
+        return Page(*await self._judge(db, rows), cursor, more)
 
-    async def _judge(self, db: Connection, rows: Sequence[asyncpg.Record]) -> list[Candidate]:
+    async def _judge(self, db: Connection, rows: Sequence[asyncpg.Record]) -> tuple[list[Candidate], list[Candidate]]:
         deliveries = [row["id"] for row in rows if row["direction"] == "outbound"]
-        overtaken = await events.overtaken(db, self.selection, deliveries) if deliveries else set()
-        makers = [row["id"] for row in rows if row["direction"] == "outbound" and self._makes(row)]
+        if not deliveries:
+            return [self._candidate(row) for row in rows], []
+        behind: list[asyncpg.Record] = []
+        if self.whole:
+            repeated = await events.repeated(db, self.run, deliveries)
+            rows = [row for row in rows if row["id"] not in repeated]
+            deliveries = [id_ for id_ in deliveries if id_ not in repeated]
+            behind = await events.followers(db, self.selection, deliveries)
+        makers = [row["id"] for row in (*rows, *behind) if row["direction"] == "outbound" and self._makes(row)]
         there = await events.mapped(db, makers) if makers else set()
-        return [
-            Candidate(
-                row["id"],
-                row["company_id"],
-                row["status"],
-                row["vendor"],
-                row["event_type"],
-                self._repeat(row) if row["direction"] == "outbound" else None,
-                row["id"] in overtaken,
-                row["id"] in there,
-            )
-            for row in rows
-        ]
+        judged = {row["id"]: self._candidate(row, there=row["id"] in there) for row in (*rows, *behind)}
+        going = [id_ for id_, one in judged.items() if self.whole and one.runs(self.selection, again=self.again)]
+        for id_ in await events.overtaken(db, [*deliveries, *(row["id"] for row in behind)], going):
+            judged[id_] = replace(judged[id_], overtaken=True)
+        return [judged[row["id"]] for row in rows], [judged[row["id"]] for row in behind]
+
+    def _candidate(self, row: asyncpg.Record, *, there: bool = False) -> Candidate:
+        return Candidate(
+            row["id"],
+            row["company_id"],
+            row["status"],
+            row["vendor"],
+            row["event_type"],
+            self._repeat(row) if row["direction"] == "outbound" else None,
+            overtaken=False,
+            there=there,
+        )
 
     def _makes(self, row: asyncpg.Record) -> bool:
         adapter = self.adapters.get(row["vendor"] or "")

@@ -123,7 +123,7 @@ class Jobs:
                 return Abandon(Letters.read(job.filter))
             case JobKind.REPLAY:
                 selection = Selection.read(job.filter["selection"])
-                return Replay(selection, self._adapters, bool(job.filter["again"]), job.id)
+                return Replay(selection, self._adapters, bool(job.filter["again"]), job.id, whole=job.most is None)
 
     async def _keep(self, db: Connection, job: Job, status: JobStatus, batch: Batch) -> None:
         done = len(batch.done)

@@ -324,15 +324,16 @@ async def _plan(
                 first, last = await events.stretch(db, since, until)
                 at = await events.connections_of(db, vendor) if vendor else None
                 selection = events.Selection(status, first, last, since, until, at, company, event_type)
-        task = Replay(selection, adapters(), again, uuid7())
+        task = Replay(selection, adapters(), again, uuid7(), whole=limit is None)
         kinds: Counter[tuple[str, str, str | None]] = Counter()
         cursor, more = None, True
         with progress("look", selection.last - selection.first) as advance:
             while more and not (limit is not None and kinds.total() >= limit):
                 async with as_company(pool, None) as db:
                     before = int(cursor or selection.first)
-                    found, cursor, more = await task.page(db, cursor, PAGE)
-                for one in found[: None if limit is None else limit - kinds.total()]:
+                    page = await task.page(db, cursor, PAGE)
+                cursor, more = page.cursor, page.more
+                for one in page.found[: None if limit is None else limit - kinds.total()]:
                     kinds[one.vendor or "none", one.event_type, _against(one, selection)] += 1
                 advance(int(cursor or 0) - before)
     return _Plan(task, kinds, limit)

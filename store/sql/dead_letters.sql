@@ -76,11 +76,22 @@ SELECT id, event_id, company_id, connection_id, vendor, queue, operation, entity
 FROM dead_letters WHERE id = $1 OR event_id = $1
 ORDER BY created_at DESC LIMIT 1
 
+-- name: take_lanes
+-- Until the transaction ends nothing of the lanes of these events begins to be sent. In the order of their names, as `claim`
+-- takes them.
+SELECT take_lane(id, lane, lane_policy, seq)
+FROM (SELECT DISTINCT ON (lane) id, lane, lane_policy, seq FROM channel_events
+      WHERE id = ANY ($1::uuid[]) AND lane IS NOT NULL ORDER BY lane) l
+
 -- name: requeue
 -- A fresh budget for the same event; its history stays. The relay publishes it. Rows are locked in the order in which the
--- workers lock theirs.
+-- workers lock theirs. What something newer of its lane has overtaken (it was abandoned, or replaced) is left: it would be
+-- sent beside that, or put an older state back.
 WITH event AS (
-    SELECT id FROM channel_events WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'abandoned') ORDER BY id FOR UPDATE
+    SELECT id FROM channel_events e WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'abandoned')
+      AND NOT EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq
+                      AND (n.status = 'processing' OR n.status = 'done' AND n.replay_of IS NULL))
+    ORDER BY id FOR UPDATE
 ), letter AS (
     UPDATE dead_letters d SET status = 'retrying', resolved_by = $2, resolved_at = NULL, notes = COALESCE($3, notes)
     FROM event WHERE d.event_id = event.id AND d.status IN ('pending', 'abandoned')

@@ -63,21 +63,31 @@ SELECT g.id AS asked, COALESCE(d.id, e.id) AS id, e.direction = 'outbound' AND e
 FROM unnest($1::uuid[]) AS g (id) JOIN channel_events e ON e.id = g.id
 LEFT JOIN channel_events d ON d.parent_id = e.id AND d.replay_of IS NULL
 
+-- name: followers
+-- What the selection has behind these deliveries in lanes that keep their order. $2 to $8: the selection, $9 its ids.
+SELECT DISTINCT n.id, n.seq, n.company_id, n.direction, n.event_type, n.status, c.vendor
+FROM channel_events e JOIN channel_events n ON n.lane = e.lane AND n.seq > e.seq
+LEFT JOIN connections c ON c.id = n.connection_id
+WHERE e.id = ANY ($1::uuid[]) AND e.lane_policy = 'hold' AND n.id <> ALL ($1) AND n.replay_of IS NULL
+  AND CASE WHEN $9::uuid[] IS NOT NULL THEN n.id = ANY ($9)
+      ELSE n.seq <= $2 AND n.status = ANY ($3::text[])
+           AND ($4::timestamptz IS NULL OR n.received_at >= $4) AND ($5::timestamptz IS NULL OR n.received_at < $5)
+           AND ($6::text[] IS NULL OR n.connection_id = ANY ($6)) AND ($7::text IS NULL OR n.company_id = $7)
+           AND ($8::text IS NULL OR n.event_type = $8) END
+ORDER BY n.seq
+
 -- name: overtaken
--- Of these deliveries, those after which something newer of their lane went out, or is on its way, that the same selection
--- does not repeat behind them: sent again, they would put an older state back. $2 to $8: the selection, $9 its ids.
+-- Of these deliveries, those after which something newer of their lane went out, or is on its way: sent again, they would put
+-- an older state back. Not where the newer one is repeated behind them ($2); in a lane that replaces, that one is enough.
 SELECT e.id FROM channel_events e
-WHERE e.id = ANY ($1::uuid[]) AND e.lane IS NOT NULL AND (
-    EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
-            AND n.status = 'done'
-            AND NOT CASE WHEN $9::uuid[] IS NOT NULL THEN n.id = ANY ($9)
-                ELSE n.seq <= $2 AND n.status = ANY ($3::text[])
-                     AND ($4::timestamptz IS NULL OR n.received_at >= $4)
-                     AND ($5::timestamptz IS NULL OR n.received_at < $5)
-                     AND ($6::text[] IS NULL OR n.connection_id = ANY ($6)) AND ($7::text IS NULL OR n.company_id = $7)
-                     AND ($8::text IS NULL OR n.event_type = $8) END)
-    OR EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
-               AND n.status IN ('received', 'processing', 'retrying')))
+WHERE e.id = ANY ($1::uuid[]) AND e.lane IS NOT NULL AND EXISTS (
+    SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
+        AND (n.status = 'done' AND NOT (e.lane_policy = 'hold' AND n.id = ANY ($2::uuid[]))
+             OR n.status IN ('received', 'processing', 'retrying')))
+
+-- name: repeated
+-- Which of these a replay has repeated already.
+SELECT replay_of FROM channel_events WHERE job_id = $1 AND replay_of = ANY ($2::uuid[])
 
 -- name: mapped
 -- Of these deliveries, those whose entity has an id at their connection.

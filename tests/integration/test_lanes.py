@@ -118,6 +118,23 @@ async def test_past_its_abandoned_head_a_lane_goes_on_in_order(world: World, cli
     assert (await cli("lanes", "list", "--json")).document == []
 
 
+async def test_what_the_lane_went_past_is_not_sent_again_behind_it(world: World, cli: Cli, core: CorePms) -> None:
+    head = await hold(world, core, "B-8")
+    letter = str(await world.db.fetchval("SELECT id FROM dead_letters"))
+    await world.db.execute(
+        "UPDATE channel_events SET status = 'abandoned' WHERE id = $1", head
+    )  # and the next one is being sent just now
+    await world.db.execute(
+        "UPDATE channel_events SET status = 'processing', lease_until = now() + interval '1 minute', worker = 'nobody'"
+        " WHERE lane = $1 AND seq = (SELECT min(seq) FROM channel_events WHERE lane = $1 AND status = 'received')",
+        lane("B-8"),
+    )
+    assert "left as" in (await cli("dlq", "requeue", letter, code=1)).err
+    await world.db.execute("UPDATE channel_events SET status = 'done' WHERE lane = $1 AND id <> $2", lane("B-8"), head)
+    assert "left as" in (await cli("dlq", "requeue", letter, code=1)).err
+    assert await world.db.fetchval("SELECT status FROM channel_events WHERE id = $1", head) == "abandoned"
+
+
 async def test_with_its_head_again_a_lane_keeps_all_of_its_order(world: World, cli: Cli, core: CorePms) -> None:
     await hold(world, core, "B-3")
     told = await cli("lanes", "release", "--vendor", "beds24", "--requeue", "--yes", "--json")

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adapters.registry import adapters
+from schemas.ids import uuid7
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate, truth
 from simulators.core_pms import CorePms
+from store.events import Selection
 from tests.cli.conftest import Cli
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from workers.bulk import Order, Replay
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
 REPLAYS = "SELECT status, count(*) AS n FROM channel_events WHERE replay_of IS NOT NULL GROUP BY 1"
 
@@ -163,6 +168,46 @@ async def test_an_older_state_is_not_put_back_unasked(world: World, cli: Cli, co
     await cli("events", "replay", deliveries[0], "--again")
     assert await replayed(world) == {"done": 3}
     assert booking["numAdult"] == 2
+
+
+async def updates(world: World, core: CorePms, booking: str, *adults: int) -> list[UUID]:
+    """A booking, and updates of it that came through. returns their deliveries"""
+    await create(core, booking)
+    for count in adults:
+        data = {"reservationId": booking, "adults": count}
+        await core.publish("pms.booking.update", booking, COMPANY, data, f"u-{booking}-{count}")
+    await core.wait_for(lambda _: len(core.of("core.command.succeeded", booking)) == 1 + len(adults), timeout=20)
+    rows = await world.db.fetch(
+        "SELECT id FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NOT NULL ORDER BY seq"
+    )
+    return [row["id"] for row in rows]
+
+
+async def test_a_limit_leaves_what_it_would_not_repeat_the_newer_state_behind(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    older, newer = map(str, await updates(world, core, "B-6", 3, 4))
+    for words in ((older, newer), ("--type", "pms.booking.update", "--yes")):
+        dry = await cli("events", "replay", *words, "--limit", "1", "--dry-run", "--json")
+        assert [(row["replayed"], row["events"]) for row in dry.document] == [(False, 1)]
+        await cli("events", "replay", *words, "--limit", "1", "--json", code=None)
+        assert await replayed(world) == {}
+    assert (await cli("events", "replay", newer, "--limit", "1", "--json")).document["replayed"] == [newer]
+
+
+async def test_whoever_stops_a_replay_leaves_no_lane_at_an_older_state(world: World, cli: Cli, core: CorePms) -> None:
+    """A batch is where a cancel, a Ctrl-C or a kill takes effect."""
+    older, newer = await updates(world, core, "B-7", 3, 4)
+    selection = Selection(("done",), last=10_000, event_type="pms.booking.update")
+    task = Replay(selection, adapters(), False, uuid7(), whole=True)
+    async with world.db.transaction():
+        first = await task.batch(world.db, None, 1, Order("test"))
+    assert (first.done, first.left, first.more) == ([older, newer], [], True)
+    async with world.db.transaction():
+        second = await task.batch(world.db, first.cursor, 1, Order("test"))
+    assert (second.done, second.left) == ([], [])
+    assert await replayed(world) == {"done": 2}
+    assert [booking["numAdult"] for booking in world.sim.account.bookings.values()] == [4]
 
 
 async def test_what_was_edited_is_replayed_as_edited(world: World, cli: Cli, core: CorePms) -> None:
