@@ -166,7 +166,8 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
         async def waiting(asked: Iterable[str] = (*queues, UNROUTABLE)) -> dict[str, int]:
             return await depths.ask(asked)
 
-        relay = Relay(parts.pool, parts.directory, parts.publisher, waiting)
+        actions = {action for adapter in parts.adapters.values() for action in adapter.manifest.actions}
+        relay = Relay(parts.pool, parts.directory, parts.publisher, waiting, actions=actions)
         bell = Bell(settings.database_url, "scheduler", relay.ring)
         await bell.start()
         stack.push_async_callback(bell.stop)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("relay")
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
+Place = tuple[datetime, UUID]  # when a row was woken, and which of those that were woken then
+
+_BEGIN: Place = datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,11 @@ async def take_in_turn(connection: Connection, look: Look, limit: int, after: st
 
 
 async def stale(
-    connection: Connection, look: Look, limit: int, after: datetime | None = None
-) -> tuple[list[Asleep], datetime | None]:
-    """Rows whose wake-up may be lost, unmarked, in the order in which they were woken; and when the last of them was."""
-    rows = await connection.fetch(_SQL[look.name], look.grace, limit, after or _EVER)
-    return await _asleep(connection, rows), rows[-1]["published_at"] if rows else None
+    connection: Connection, look: Look, limit: int, after: Place | None = None
+) -> tuple[list[Asleep], Place | None]:
+    """Rows whose wake-up may be lost, unmarked, in the order in which they were woken; and the place of the last of them."""
+    rows = await connection.fetch(_SQL[look.name], look.grace, limit, *(after or _BEGIN))
+    return await _asleep(connection, rows), (rows[-1]["published_at"], rows[-1]["id"]) if rows else None
 
 
 async def take_lost(connection: Connection, look: Look, ids: Sequence[UUID]) -> list[Asleep]:

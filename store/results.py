@@ -54,9 +54,11 @@ async def told(connection: Connection, batch_ids: Sequence[UUID]) -> None:
     await connection.execute(_SQL["told"], batch_ids)
 
 
-async def untold(connection: Connection, grace: float, limit: int) -> list[Batch]:
-    """Batches that nobody confirmed within `grace` seconds; locked until the transaction ends, so that one scheduler tells each."""
-    waiting = await connection.fetch(_SQL["untold"], grace, limit)
+async def untold(connection: Connection, grace: float, limit: int, without: Sequence[UUID] = ()) -> list[Batch]:
+    """Batches that nobody confirmed within `grace` seconds, but these; locked until the transaction ends, so that one scheduler
+    tells each.
+    """
+    waiting = await connection.fetch(_SQL["untold"], grace, limit, without)
     if not waiting:
         return []
     wanted = [id_ for row in waiting for id_ in row["event_ids"]]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import asyncpg
 import orjson
 
 from schemas.event import Event
@@ -22,6 +23,7 @@ from store import results
 from store.outbound import insert_commands
 from store.pool import is_outage
 from store.relay import Look
+from store.seal import SealError
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
@@ -31,12 +33,12 @@ from .router import command_row
 from .tell import publish
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import datetime
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from store.directory import Directory
+    from store.outbound import CommandRow
     from store.pool import Connection, Pool
-    from store.relay import Asleep
+    from store.relay import Asleep, OutboxRow, Place
     from topology.publisher import Publisher
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ LONG = 20  # messages ready, beyond what the workers hold: in such a queue a wak
 KNOWN = 5.0  # seconds for which a queue's length is taken as known
 UNTOLD = 2.0  # seconds; results are told within milliseconds, and their marks follow within a second
 BATCHES = 10  # of results
+FIRST_REST, MOST_REST = 1.0, 60.0  # seconds until results that were refused are told again
 
 
 class Relay:
@@ -61,11 +64,13 @@ class Relay:
         publisher: Publisher,
         depths: Callable[[Iterable[str]], Awaitable[Mapping[str, int]]],
         *,
+        actions: Collection[str] = (),
         pause: float = 0.1,
         idle: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """depths: messages ready in these queues; asked only about rows that look lost, may raise OSError
+        actions: types beside `pms.*` that are commands
 
         Seconds between looks: pause while they find something, idle at most while they do not.
         """
@@ -73,13 +78,17 @@ class Relay:
         self._directory = directory
         self._publisher = publisher
         self._depths = depths
+        self._actions = actions
         self._pause = pause
         self._idle = idle
         self._clock = clock
         self._rung = asyncio.Event()
         self._room = LEAST
         self._turn = ""  # the company that was the last to have its turn
-        self._passed: datetime | None = None  # stale rows up to here were looked at, and some were left alone
+        self._passed: Place | None = None  # stale rows up to here were looked at, and some were left alone
+        self._refused: dict[
+            UUID, tuple[int, float]
+        ] = {}  # batch of results → refusals in a row, and when it is tried again
         self._lengths: dict[str, tuple[float, bool]] = {}  # queue → when it was asked about, and whether it was long
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -181,14 +190,22 @@ class Relay:
         return {queue for queue in queues if self._lengths[queue][1]}
 
     async def tell(self) -> int:
+        """What a listener's queue refuses is tried later and later, and what others wait for is told meanwhile."""
         if not self._publisher.ready:
             return 0
+        now = self._clock()
+        self._refused = {id_: rest for id_, rest in self._refused.items() if rest[1] > now - 2 * MOST_REST}
+        resting = [id_ for id_, (_, again) in self._refused.items() if again > now]
         async with self._pool.acquire() as connection, connection.transaction():
-            batches = await results.untold(connection, UNTOLD, BATCHES)
-            told = [batch.id for batch in batches if await publish(self._publisher, batch)]
-            await results.told(connection, told)
-            metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches))
-        return sum(len(batch.rows) for batch in batches)
+            batches = await results.untold(connection, UNTOLD, BATCHES, resting)
+            told = {batch.id for batch in batches if await publish(self._publisher, batch)}
+            await results.told(connection, list(told))
+        metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches if batch.id in told))
+        for batch in batches:
+            refusals, _ = self._refused.pop(batch.id, (0, 0.0))
+            if batch.id not in told and self._publisher.ready:
+                self._refused[batch.id] = refusals + 1, now + min(MOST_REST, FIRST_REST * 2.0 ** min(refusals, 10))
+        return sum(len(batch.rows) for batch in batches if batch.id in told)
 
     async def take_outbox(self) -> int:
         """Rows of `outbox` become commands; what cannot be one says why in its row."""
@@ -196,37 +213,77 @@ class Relay:
         wakes = []
         async with self._pool.acquire() as connection, connection.transaction():
             rows = await store.outbox(connection, BATCH)
-            commands = []
+            commands: dict[UUID, CommandRow] = {}  # by row of the outbox
             for row in rows:
-                cipher = await self._directory.cipher(row.company_id)
-                if cipher is None:
-                    taken.append((row.id, None, f"company_id: {row.company_id} does not exist"))
-                    continue
                 try:
-                    event = Event(
-                        id=str(uuid7()),
-                        source="/outbox",
-                        type=row.event_type,
-                        subject=row.subject,
-                        companyid=row.company_id,
-                        connectionid=row.connection_id,
-                        idempotencykey=row.idempotency_key or f"outbox:{row.id}",
-                        data=orjson.loads(row.payload),
-                    )
-                except ValueError:
-                    taken.append((row.id, None, "event_type, subject or idempotency_key: not of an event's form"))
-                    continue
-                commands.append((row.id, command_row(event.row_id, row.company_id, event, cipher.seal)))
-            new = await insert_commands(connection, [command for _, command in commands])
-            for outbox_id, command in commands:
+                    commands[row.id] = await self._command(row)
+                except OutboxError as error:
+                    taken.append((row.id, None, str(error)))
+            new, refused = await self._insert(connection, commands)
+            for outbox_id, command in commands.items():
                 known = command.id in new
-                taken.append((outbox_id, command.id if known else None, None if known else "duplicate idempotency_key"))
+                why = None if known else refused.get(outbox_id, "duplicate idempotency_key")
+                taken.append((outbox_id, command.id if known else None, why))
                 if known:
                     wakes.append(WakeUp(command.id, command.company_id, command.event_type, command.event_type, None))
             await store.outbox_taken(connection, taken)
         if wakes:
             await announce(self._publisher, wakes)  # unconfirmed ones are the next look's
         return len(rows)
+
+    async def _command(self, row: OutboxRow) -> CommandRow:
+        """raises OutboxError: whatever is wrong with one row is said there, and stops nobody else's"""
+        if not row.event_type.startswith("pms.") and row.event_type not in self._actions:
+            raise OutboxError("event_type: not a command; commands are pms.* and the actions of vendors")
+        try:
+            cipher = await self._directory.cipher(row.company_id)
+            if cipher is None:
+                raise OutboxError(f"company_id: {row.company_id} does not exist")
+            event = Event(
+                id=str(uuid7()),
+                source="/outbox",
+                type=row.event_type,
+                subject=row.subject,
+                companyid=row.company_id,
+                connectionid=row.connection_id,
+                idempotencykey=row.idempotency_key or f"outbox:{row.id}",
+                data=orjson.loads(row.payload),
+            )
+            return command_row(event.row_id, row.company_id, event, cipher.seal)
+        except SealError as error:
+            raise OutboxError(
+                "company_id: the data key of this company cannot be opened with staybus' key file"
+            ) from error
+        except ValueError as error:
+            raise OutboxError("event_type, subject or idempotency_key: not of an event's form") from error
+        except (TypeError, RecursionError) as error:
+            raise OutboxError("payload: nested too deeply") from error
+
+    async def _insert(
+        self, connection: Connection, commands: Mapping[UUID, CommandRow]
+    ) -> tuple[set[UUID], dict[UUID, str]]:
+        """Alone where they cannot go together. returns the ids of commands that are new, and by row of the outbox what the
+        database refuses
+        """
+        try:
+            async with connection.transaction():
+                return await insert_commands(connection, list(commands.values())), {}
+        except asyncpg.PostgresError as error:
+            if is_outage(error):
+                raise
+            if len(commands) == 1:
+                return set(), {id_: f"the database refuses it: {type(error).__name__}" for id_ in commands}
+        new: set[UUID] = set()
+        refused: dict[UUID, str] = {}
+        for id_, command in commands.items():
+            one, why = await self._insert(connection, {id_: command})
+            new |= one
+            refused |= why
+        return new, refused
+
+
+class OutboxError(Exception):
+    """What keeps a row of the outbox from becoming a command, for its sender to read."""
 
 
 def queue_of(row: Asleep) -> str:

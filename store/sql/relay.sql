@@ -57,15 +57,16 @@ WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
 -- name: stale
--- Published after $3, and not settled within $1 seconds: the wake-up is lost, or its queue is merely long. A command that
--- waits behind its lane's head is woken by the head.
+-- Published after ($3, $4), and not settled within $1 seconds: the wake-up is lost, or its queue is merely long. A command that
+-- waits behind its lane's head is woken by the head. Many may have one time: that of what was given back.
 SELECT w.id, w.company_id, w.connection_id, w.parent_id, w.direction, w.event_type, w.trace, w.published_at
 FROM channel_events w
-WHERE w.status = 'received' AND w.published_at < now() - make_interval(secs => $1) AND w.published_at > $3
+WHERE w.status = 'received' AND w.published_at < now() - make_interval(secs => $1)
+  AND w.published_at >= $3 AND (w.published_at, w.id) > ($3, $4::uuid)
   AND lane_is_free(w.id, w.lane, w.lane_policy, w.seq)
   AND (w.parent_id IS NULL
        OR EXISTS (SELECT FROM connections c WHERE c.id = w.connection_id AND c.status = 'active'))
-ORDER BY w.published_at LIMIT $2
+ORDER BY w.published_at, w.id LIMIT $2
 
 -- name: lost
 -- Of these that were stale, those that nobody has settled or woken since.

@@ -14,9 +14,9 @@ FROM given
 DELETE FROM core_batches WHERE id = ANY ($1::uuid[])
 
 -- name: untold
--- Committed and not confirmed within $1 seconds.
+-- Committed and not confirmed within $1 seconds. $3: those that rest.
 SELECT id, event_ids FROM core_batches
-WHERE created_at < clock_timestamp() - make_interval(secs => $1)
+WHERE created_at < clock_timestamp() - make_interval(secs => $1) AND id <> ALL ($3::uuid[])
 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
 
 -- name: of_batches

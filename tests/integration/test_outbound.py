@@ -104,6 +104,26 @@ async def test_an_outbox_row_becomes_an_availability_update(world: World, core: 
     assert row["error"] is None
 
 
+async def test_an_outbox_row_that_is_no_command_says_why_and_stops_no_other(world: World, core: CorePms) -> None:
+    await world.db.execute("INSERT INTO companies (id, name, data_key) VALUES ('locked', 'x', '\\x00')")
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    rows = [
+        (COMPANY, "pms.booking.update", deep, "payload: nested too deeply"),
+        ("locked", "pms.booking.update", "{}", "data key"),
+        (COMPANY, "core.reservation.upserted", "{}", "event_type: not a command"),
+        (COMPANY, "foo.bar", "{}", "event_type: not a command"),
+        ("nobody", "pms.booking.update", "{}", "company_id: nobody does not exist"),
+        (COMPANY, "pms.booking.create", orjson.dumps({**CREATE, "reservationId": "B-9"}).decode(), None),
+    ]
+    for company, type_, payload, _ in rows:
+        sql = "INSERT INTO outbox (company_id, event_type, payload) VALUES ($1, $2, $3::jsonb)"
+        await world.db.execute(sql, company, type_, payload)
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.subject == "B-9", timeout=20)
+    told = [row["error"] for row in await world.db.fetch("SELECT error FROM outbox ORDER BY created_at")]
+    for error, (*_, expected) in zip(told, rows, strict=True):
+        assert error is expected is None or expected in error
+
+
 async def test_failure_dead_letter_requeue_success(world: World, core: CorePms) -> None:
     await create(core, "B-4")
     await core.wait_for(lambda e: e.type == "core.command.succeeded")

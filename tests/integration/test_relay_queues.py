@@ -14,17 +14,22 @@ import pytest
 from adapters.registry import adapters
 from ops.parts import declared
 from schemas.event import decode
+from schemas.ids import uuid7
+from store import results
 from store.directory import Directory
 from store.pool import open_pool
+from store.results import CoreEventRow
 from topology.announce import WakeUp, announce
 from topology.apply import apply
-from topology.declared import inbound_queue, outbound_queue
+from topology.burst import Outgoing
+from topology.declared import EVENTS, inbound_queue, outbound_queue
 from topology.depth import Depths
 from topology.publisher import Publisher
-from workers.relay import BATCH, KNOWN, LEAST, LONG, MOST, Relay
+from workers.relay import BATCH, BATCHES, FIRST_REST, KNOWN, LEAST, LONG, MOST, Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
+    from uuid import UUID
 
     from store.pool import Pool
 
@@ -161,6 +166,47 @@ async def test_two_relays_at_once_wake_no_row_twice(ground: Ground) -> None:
             "UPDATE channel_events SET status = 'done' WHERE published_at > now() - interval '1 minute'"
         )
     assert Counter(await ground.drain()) == Counter(str(id_) for id_ in (*ids, *lost))
+
+
+async def test_what_was_given_back_at_one_time_hides_nothing_behind_it(ground: Ground) -> None:
+    await ground.fill(LONG + 1)
+    await ground.facts("acme", 2 * BATCH, LONG_AGO)
+    late = await ground.delivery(LONG_AGO)
+    await ground.db.execute(
+        "UPDATE channel_events SET published_at = '2000-01-01Z' WHERE published_at < now() - interval '4 min'"
+    )
+    relay = ground.relay()
+    assert sum([await relay.wake_stale() for _ in range(4)]) == 1
+    assert await ground.drain(OUTBOUND) == [str(late)]
+
+
+async def test_results_that_one_listener_refuses_keep_nobody_else_waiting(ground: Ground) -> None:
+    connection = await aio_pika.connect(ground.amqp_url)
+    channel = await connection.channel()
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    for name, pattern, arguments in (("full", "core.reservation.#", full), ("other", "core.#", None)):
+        await (await channel.declare_queue(name, durable=True, arguments=arguments)).bind(EVENTS, pattern)
+    assert await ground.publisher.publish_all([Outgoing("core.reservation.upserted", b"x", "text/plain")]) == [None]
+    other = await channel.declare_queue("other", passive=True)
+    await other.purge()
+
+    async def keep(type_: str) -> UUID:
+        row = CoreEventRow("acme", "beds24-acme", type_, "s", "{}", uuid7(), None)
+        await results.keep(ground.db, [row])
+        return row.id
+
+    for _ in range(BATCHES):
+        await keep("core.reservation.upserted")
+    mine = await keep("core.command.succeeded")
+    await ground.db.execute("UPDATE core_batches SET created_at = created_at - interval '1 minute'")
+    relay = ground.relay()
+    assert [await relay.tell() for _ in range(4)] == [0, 1, 0, 0]
+    assert len(await ground.drain("other")) == BATCHES + 1  # and not again and again
+    assert not await ground.db.fetchval("SELECT count(*) FROM core_batches WHERE $1 = ANY (event_ids)", mine)
+    await (await channel.get_queue("full")).delete(if_empty=False)
+    ground.now += FIRST_REST + 0.1
+    assert await relay.tell() == BATCHES
+    await connection.close()
 
 
 async def test_two_floods_are_woken_in_turn_and_nobody_waits_behind_them(ground: Ground) -> None:
