@@ -250,7 +250,7 @@ class DeliveryStage:
                 await self._prepare(work)
             await self._admit([work for work in works.values() if work.outcome is None])
             runnable = [work for work in works.values() if work.outcome is None]
-            await self._absorb([work for work in runnable if work.row.lane_policy == LanePolicy.SUPERSEDE.value])
+            await self._absorb([work for work in runnable if _replaced(work)])
             await outlast(lambda: self._resolve_and_note(runnable))
         except BaseException:
             for work in works.values():
@@ -419,8 +419,9 @@ class DeliveryStage:
         await self._teller.tell(batch for part in parts for batch in part.told)
         observe([work for part in parts for work in part.ended], self._now())
         await self._note_calls(works)
-        # Of all: one whose commit was not answered looks like one whose lease was lost.
-        over = [work for work in works if not isinstance(work.outcome, Retry | Defer)]
+        # Of all: one whose commit was not answered looks like one whose lease was lost. In a lane that replaces, a newer one
+        # may have come and been turned away while this one was being sent: it need not wait for this one's next attempt.
+        over = [work for work in works if _replaced(work) or not isinstance(work.outcome, Retry | Defer)]
         await self._wake_next({work.row.lane for work in over if work.row.lane})
         return [None] * len(works)
 
@@ -497,3 +498,8 @@ async def _ask_or_execute(session: VendorSession, work: Work, command: Command, 
             return found
         work.doubt = False  # the vendor says that it has not happened
     return await session.adapter.execute(session, command)
+
+
+def _replaced(work: Work) -> bool:
+    """Whether what is newer in its lane stands for it."""
+    return work.row.lane_policy == LanePolicy.SUPERSEDE.value

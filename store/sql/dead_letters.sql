@@ -124,11 +124,13 @@ FROM letter LEFT JOIN given_up ON given_up.id = letter.event_id
 
 -- name: wake_lanes
 -- Whoever waited behind an abandoned head may run now: due, which the relay sees at its next look. An unpublished row would
--- not do: the mark of its first publish may still be on its way, and would cover this wake-up.
+-- not do: the mark of its first publish may still be on its way, and would cover this wake-up. Who is next is chosen as
+-- `lane_heads` chooses.
 UPDATE channel_events e SET status = 'retrying', next_attempt_at = clock_timestamp()
 WHERE e.id IN (SELECT DISTINCT ON (lane) id FROM channel_events
                WHERE lane = ANY ($1::text[]) AND status IN ('received', 'processing', 'retrying', 'failed')
-               ORDER BY lane, seq)
+                 AND (status <> 'failed' OR lane_policy = 'hold')
+               ORDER BY lane, CASE WHEN lane_policy = 'supersede' THEN -seq ELSE seq END)
   AND e.status = 'received'
 
 -- name: editable

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
 
+from adapters.beds24 import client
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
@@ -306,6 +309,41 @@ async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipel
     letter = await world.db.fetchrow("SELECT owner, error_message FROM dead_letters")
     assert letter["owner"] == "pipeline"
     assert "key file" in letter["error_message"]
+
+
+async def test_newer_availability_does_not_wait_for_the_next_attempt_of_an_older_one(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was announced, and turned away, while the older one was being sent."""
+    called, answered = asyncio.Event(), asyncio.Event()
+    call = client._call
+
+    async def held(*args: Any, **given: Any) -> Any:
+        called.set()
+        await answered.wait()
+        return await call(*args, **given)
+
+    monkeypatch.setattr(client, "_call", held)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /inventory/rooms/calendar"))
+
+    async def push(key: str, available: int) -> UUID:
+        periods = [{"first": "2027-05-01", "last": "2027-05-02", "available": available}]
+        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": periods}
+        await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
+        child = (
+            "SELECT d.id FROM channel_events d JOIN channel_events c ON c.id = d.parent_id WHERE c.idempotency_key = $1"
+        )
+        await world.until(f"SELECT EXISTS ({child})", key)
+        id_: UUID = await world.db.fetchval(child, key)
+        return id_
+
+    await push("a-1", 4)
+    await called.wait()
+    newer = await push("a-2", 3)
+    # Announced, and so turned away within moments: the mark of the announcement is written half a second after it.
+    await world.until("SELECT published_at IS NOT NULL FROM channel_events WHERE id = $1", newer)
+    answered.set()
+    await world.until("SELECT status = 'done' FROM channel_events WHERE id = $1", newer)
 
 
 async def test_newer_availability_takes_what_waits_along_in_one_call(world: World, core: CorePms) -> None:
