@@ -429,7 +429,7 @@ def _by_editor(subject: _Subject) -> dict[str, Any]:
     covered, values = mask(subject.current, subject.personal)
     text = orjson.dumps(covered, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
     document = _json(_edited(text), "--editor", "nothing was changed")
-    return reveal(_object(document, "--editor"), values)
+    return reveal(_object(document, "--editor"), values, subject.personal)
 
 
 def _edited(text: str) -> str:
@@ -475,14 +475,21 @@ def mask(document: Mapping[str, Any], personal: Paths) -> tuple[dict[str, Any], 
     return covered, values
 
 
-def reveal(document: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of mask, wherever the words were moved to."""
+def reveal(document: dict[str, Any], values: Mapping[str, Any], personal: Paths) -> dict[str, Any]:
+    """The inverse of mask, wherever among the personal values the words were moved to. raises Refused for one elsewhere"""
 
-    def uncover(value: Any) -> Any:
+    def uncover(value: Any, at: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
-            return {name: uncover(one) for name, one in value.items()}
+            return {name: uncover(one, (*at, name)) for name, one in value.items()}
         if isinstance(value, list):
-            return [uncover(one) for one in value]
-        return values.get(value, value) if isinstance(value, str) else value
+            return [uncover(one, (*at, str(index))) for index, one in enumerate(value)]
+        if not isinstance(value, str) or value not in values:
+            return value
+        if not any(at[: len(path)] == path for path in personal):
+            raise Refused(
+                f"{'.'.join(at)}: {value} stands for guests' data, and what is there is stored in the clear; "
+                "move it only to where the event keeps guests' data. Nothing was changed"
+            )
+        return values[value]
 
-    return {name: uncover(value) for name, value in document.items()}
+    return {name: uncover(value, (name,)) for name, value in document.items()}

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from ops.cli.edits import mask, reveal
+from ops.cli.output import Refused
 from schemas.ids import uuid7
 
 from .conftest import audited
@@ -244,11 +245,35 @@ async def test_two_operators_do_not_write_over_each_other(
     assert await db.fetchval("SELECT overlay_id FROM channel_events") is None
 
 
-def test_covered_values_come_back_wherever_they_were_moved_to() -> None:
+async def test_an_editor_cannot_put_guests_data_where_it_is_not_sealed(
+    acme: Cli, db: Db, failed: Fail, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, letter = await failed(operation="pms.booking.update")
+    (folder / "patch.json").write_text('{"adults": 2, "guest": {"lastName": "Roe-Unmistakable"}}')
+    await acme("dlq", "edit", str(letter), "--file", "patch.json")
+    script = folder / "editor.py"
+    script.write_text(
+        "import json, pathlib, sys; p = pathlib.Path(sys.argv[1]); d = json.loads(p.read_text())\n"
+        "d['reference'] = {'ours': [d['guest'].pop('lastName')]}; p.write_text(json.dumps(d))\n"
+    )
+    monkeypatch.setenv("EDITOR", f"{sys.executable} {script}")
+    monkeypatch.delenv("VISUAL", raising=False)
+    for extra in ("--dry-run", "--force"):
+        told = await acme("dlq", "edit", str(letter), "--editor", extra, code=1)
+        assert "reference.ours.0: (sealed 1) stands for guests' data" in told.err
+        assert "Unmistakable" not in told.out + told.err
+    assert await overlay(db) == {"adults": 2}
+
+
+def test_covered_values_come_back_wherever_among_their_own_they_were_moved_to() -> None:
+    personal = (("guest",), ("notes",))
     document = {"a": 1, "guest": {"name": "Ann", "tags": ["x", "", None, {"y": 2}]}, "notes": ""}
-    covered, values = mask(document, (("guest",), ("notes",)))
+    covered, values = mask(document, personal)
     assert "Ann" not in json.dumps(covered)
     assert covered["notes"] == ""
-    assert reveal(covered, values) == document
-    covered["elsewhere"] = [covered.pop("guest")["tags"][0]]
-    assert reveal(covered, values)["elsewhere"] == ["x"]
+    assert reveal(covered, values, personal) == document
+    covered["notes"] = [covered.pop("guest")["tags"][0]]
+    assert reveal(covered, values, personal)["notes"] == ["x"]
+    covered["elsewhere"] = covered.pop("notes")
+    with pytest.raises(Refused, match=r"elsewhere\.0: \(sealed 2\)"):
+        reveal(covered, values, personal)
