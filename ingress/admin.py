@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from store.pool import Connection, Pool
 
 MOST = 500
+MAX_BODY = 16 * 1024  # bytes; 500 characters of a reason, each of them escaped, are less than half of it
 
 
 class Admin:
@@ -156,14 +157,24 @@ def _path_id(request: Request) -> UUID:
 
 
 async def _reason(request: Request) -> str:
+    body = await _body(request)
     try:
-        body = orjson.loads(await request.body())
-        reason = body["reason"].strip()
+        reason = orjson.loads(body)["reason"].strip()
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         reason = ""
-    if not 1 <= len(reason) <= 500:
-        raise Problem(400, "reason-missing", 'send {"reason": "why"} with 1 to 500 characters', field="reason")
+    if not 1 <= len(reason) <= 500 or "\0" in reason:
+        raise Problem(400, "reason-missing", 'send {"reason": "why"} with 1 to 500 characters of text', field="reason")
     return str(reason)
+
+
+async def _body(request: Request) -> bytes:
+    """raises Problem 413 as soon as it is too much"""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise Problem(413, "body-too-large", f"at most {MAX_BODY} bytes are accepted")
+    return body
 
 
 async def _not_abandoned(connection: Connection, id_: UUID) -> Problem:

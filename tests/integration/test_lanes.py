@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -21,9 +22,6 @@ from telemetry import metrics
 from tests.cli.conftest import Cli
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.integration.test_jobs import LETTERS, seed
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 STAY = {"propertyId": "P1", "roomTypeId": "RT1", "checkIn": "2027-03-01", "checkOut": "2027-03-04"}
 ROOT = Path(__file__).parents[2]
@@ -249,6 +247,23 @@ async def test_over_http_a_letter_is_abandoned_with_a_reason(world: World) -> No
     assert tuple(letter)[:2] == ("abandoned", "booked by phone")
     assert letter["resolved_by"].startswith("key:")
     assert await world.db.fetchval("SELECT count(*) FROM audit_log WHERE action = 'dead_letter.abandon'") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"reason": "a\\u0000b"}', 400, "reason-missing"),
+        (b"no", 400, "reason-missing"),
+        (b"x" * 100_000, 413, "body-too-large"),
+        (b'{"reason": "' + b"\\ud83d\\ude00" * 500 + b'"}', 404, "no-open-dead-letter"),
+    ],
+)
+async def test_over_http_a_reason_is_a_short_text(world: World, body: bytes, status: int, code: str) -> None:
+    await world.start("ingress")
+    key = await add_api_key(world.db, COMPANY, "test", ["admin"])
+    url = world.url("ingress", f"/admin/dead-letters/{UUID(int=1)}/abandon")
+    answer = await world.http.post(url, content=body, headers={"authorization": f"Bearer {key}"})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
 def test_the_alert_rules_name_metrics_that_there_are() -> None:
