@@ -103,9 +103,9 @@ async def newest(connection: Connection) -> UUID | None:
     return id_
 
 
-async def kinds(connection: Connection, wanted: Filter) -> list[asyncpg.Record]:
-    """How many open ones of which vendor and operation."""
-    return list(await connection.fetch(_SQL["kinds"], *_given(wanted)))
+async def kinds(connection: Connection, wanted: Filter, limit: int | None = None) -> list[asyncpg.Record]:
+    """How many open ones, or how many of the oldest `limit`, of which vendor, operation and status, with an event or not."""
+    return list(await connection.fetch(_SQL["kinds"], *_given(wanted), limit))
 
 
 async def groups(connection: Connection, wanted: Filter) -> list[asyncpg.Record]:

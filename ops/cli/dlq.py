@@ -35,10 +35,12 @@ from .output import (
 from .secrets import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from store.dead_letters import Filter
     from workers.bulk import Batch, Letters, Task
+
+    Leaves = Callable[[str, bool], str | None]
 
 app = noun("Dead letters: look, edit, requeue, abandon.")
 app.command("edit", epilog=edits.EXAMPLES)(edits.edit)
@@ -158,7 +160,7 @@ def requeue(
 ) -> None:
     """Let events run again with a fresh budget of attempts; their history and their edits stay."""
     wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, DeadLetterStatus.PENDING)
-    plan = _pick(ids, wanted, all_, limit)
+    plan = _pick(ids, wanted, all_, limit, _not_requeued)
     if dry_run:
         _show_chosen(plan, as_json, "requeued")
         return
@@ -211,7 +213,8 @@ def abandon(
 ) -> None:
     """Give up for good. What waited behind them in their lanes goes on."""
     why = reason_of(reason)
-    plan = _pick(ids, _filter(vendor, company, event_type, error, fingerprint, owner, older_than, None), all_, limit)
+    wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, None)
+    plan = _pick(ids, wanted, all_, limit, _not_abandoned)
     if dry_run:
         _show_chosen(plan, as_json, "abandoned")
         return
@@ -248,22 +251,48 @@ def _ids(ids: Sequence[UUID]) -> str:
 # ------------------------------------------------------------------------------------------------ choosing
 
 
+def _not_requeued(status: str, readable: bool) -> str | None:
+    """Why a letter would be left as it is; None: its event runs again."""
+    if not readable:
+        return "no event could be read from them"
+    return (
+        None if status in {DeadLetterStatus.PENDING, DeadLetterStatus.ABANDONED} else "they run already or have ended"
+    )
+
+
+def _not_abandoned(status: str, _readable: bool) -> str | None:
+    return None if status in {DeadLetterStatus.PENDING, DeadLetterStatus.RETRYING} else "they are not open"
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """Which letters; total: how many, as counted now; rows: those that were named by id."""
+    """Which letters; kinds: those that it would be done to, left: why the others stay, rows: those that were named by id."""
 
     letters: Letters
-    total: int
     kinds: Counter[tuple[str, str]]
+    left: Counter[str]
     limit: int | None = None
     rows: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """To how many it would be done, as counted now."""
+        return self.kinds.total()
+
+    @property
+    def met(self) -> int:
+        """With those that would be left."""
+        return self.total + self.left.total()
 
     def summary(self) -> str:
         named = [f"{count} {vendor} {operation}" for (vendor, operation), count in self.kinds.most_common(5)]
         more = ", …" if len(self.kinds) > 5 else ""
-        first = "the oldest " if self.total < self.kinds.total() else ""
-        of = "of " if first else ""
-        return f"{first}{self.total} dead letter{'s' if self.total != 1 else ''} ({of}{', '.join(named)}{more})"
+        rest = f"; {self.rest()}" if self.left else ""
+        first = "the oldest " if self.met == self.limit else ""
+        return f"{first}{self.total} dead letter{'s' if self.total != 1 else ''} ({', '.join(named)}{more}{rest})"
+
+    def rest(self) -> str:
+        return ", ".join(f"{count} would be left: {why}" for why, count in self.left.most_common())
 
     def job(
         self,
@@ -314,7 +343,7 @@ def _filter(
     )
 
 
-def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int | None) -> _Plan:
+def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int | None, leaves: Leaves) -> _Plan:
     """raises typer.BadParameter when nothing says which ones: a forgotten filter must not mean all of them"""
     narrowed = any(
         (wanted.vendor, wanted.company_id, wanted.operation, wanted.error_class, wanted.fingerprint, wanted.owner)
@@ -323,21 +352,21 @@ def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int |
     if ids:
         if narrowed or everything:
             raise typer.BadParameter("ids or a filter, not both")
-        return session.run(_named(list(dict.fromkeys(ids))))
+        return session.run(_named(list(dict.fromkeys(ids)), leaves))
     if not narrowed and not everything:
         raise typer.BadParameter("say which: ids, a filter such as --vendor, or --all")
-    return session.run(_counted(wanted, limit))
+    return session.run(_counted(wanted, limit, leaves))
 
 
-async def _named(ids: Sequence[UUID]) -> _Plan:
+async def _named(ids: Sequence[UUID], leaves: Leaves) -> _Plan:
     from workers.bulk import Letters
 
     rows = await _by_id(ids)
-    kinds = Counter((row["vendor"] or "no vendor", row["operation"]) for row in rows)
-    return _Plan(Letters(ids=tuple(row["id"] for row in rows)), len(rows), kinds, rows=tuple(rows))
+    one_each = [row | {"letters": 1, "readable": row["event_id"] is not None} for row in rows]
+    return _Plan(Letters(ids=tuple(row["id"] for row in rows)), *_sorted(one_each, leaves), rows=tuple(rows))
 
 
-async def _counted(wanted: Filter, limit: int | None) -> _Plan:
+async def _counted(wanted: Filter, limit: int | None, leaves: Leaves) -> _Plan:
     """What comes after this moment is not picked, however long the doing takes."""
     from dataclasses import replace
 
@@ -347,10 +376,20 @@ async def _counted(wanted: Filter, limit: int | None) -> _Plan:
     async with session.operator() as db:
         if wanted.until is None:
             wanted = replace(wanted, until=await dead_letters.newest(db))
-        counts = await dead_letters.kinds(db, wanted)
-    kinds = Counter({(row["vendor"] or "no vendor", row["operation"]): row["letters"] for row in counts})
-    total = kinds.total() if limit is None else min(kinds.total(), limit)
-    return _Plan(Letters(wanted), total, kinds, limit)
+        counts = await dead_letters.kinds(db, wanted, limit)
+    return _Plan(Letters(wanted), *_sorted(map(dict, counts), leaves), limit)
+
+
+def _sorted(counts: Iterable[Mapping[str, Any]], leaves: Leaves) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+    """(what it would be done to, why the others would be left)"""
+    kinds, left = Counter[tuple[str, str]](), Counter[str]()
+    for row in counts:
+        why = leaves(row["status"], row["readable"])
+        if why is None:
+            kinds[row["vendor"] or "no vendor", row["operation"]] += row["letters"]
+        else:
+            left[why] += row["letters"]
+    return kinds, left
 
 
 async def _find(wanted: Filter, limit: int) -> list[dict[str, Any]]:
@@ -388,15 +427,16 @@ async def _by_id(ids: Sequence[UUID]) -> list[dict[str, Any]]:
 def _show_chosen(plan: _Plan, as_json: bool, what: str) -> None:
     rows = list(plan.rows) or session.run(_oldest(plan))
     listing(rows, COLUMNS, as_json=as_json, empty="no dead letters")
-    first = f"; the oldest {len(rows)} are shown" if len(rows) < plan.total else ""
-    note(f"dry run: {plan.total} would be {what}, nothing was changed{first}")
+    rest = f", {plan.rest()}" if plan.left else ""
+    first = f"; the oldest {len(rows)} are shown" if len(rows) < plan.met else ""
+    note(f"dry run: {plan.total} would be {what}{rest}; nothing was changed{first}")
 
 
 async def _oldest(plan: _Plan) -> list[dict[str, Any]]:
     from store import dead_letters
 
     async with session.operator() as db:
-        rows = await dead_letters.oldest(db, plan.letters.wanted, min(plan.total, SHOWN))
+        rows = await dead_letters.oldest(db, plan.letters.wanted, min(plan.met, SHOWN))
     return [_document(row) for row in rows]
 
 
@@ -410,10 +450,10 @@ async def _do(what: str, task: Task, plan: _Plan, rate: float | None, why: str |
 
     order = Order(session.actor(), why)
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
-    whole = Batch(None, more=plan.total > 0)
+    whole = Batch(None, more=plan.met > 0)
     async with session.pool(API_ROLE) as pool:
-        with progress(what, plan.total) as advance:
-            while whole.more and (room := plan.total - len(whole.done) - whole.failed) > 0:
+        with progress(what, plan.met) as advance:
+            while whole.more and (room := plan.met - len(whole.done) - whole.failed) > 0:
                 async with as_company(pool, None) as db:
                     batch = await task.batch(db, whole.cursor, min(size, room), order)
                 whole.cursor, whole.more = batch.cursor, batch.more

@@ -46,14 +46,16 @@ ORDER BY id LIMIT $10
 SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1
 
 -- name: kinds
--- How many open ones of what, the most frequent first.
-SELECT vendor, operation, count(*) AS letters FROM dead_letters
-WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
-  AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
-  AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
-  AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
-  AND ($8::uuid IS NULL OR id <= $8)
-GROUP BY vendor, operation ORDER BY count(*) DESC, vendor, operation
+-- How many open ones of what, the most frequent first; $9 of so many, the oldest (null: of all).
+SELECT vendor, operation, status, readable, count(*) AS letters FROM (
+    SELECT vendor, operation, status, event_id IS NOT NULL AS readable FROM dead_letters
+    WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
+      AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
+      AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
+      AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
+      AND ($8::uuid IS NULL OR id <= $8)
+    ORDER BY id LIMIT $9) counted
+GROUP BY vendor, operation, status, readable ORDER BY count(*) DESC, vendor, operation
 
 -- name: groups
 -- Open ones by cause, the most frequent first.

@@ -99,6 +99,38 @@ async def test_a_dry_run_changes_nothing(acme: Cli, failed: Fail, db: Db) -> Non
     assert await audited(db) == before
 
 
+UNREAD = """INSERT INTO dead_letters (id, operation, error_class, error_message, fingerprint, attempts, owner)
+            VALUES ($1, 'unknown', 'invalid', 'body: not JSON', 'f', 1, 'pipeline')"""
+
+
+async def test_a_dry_run_counts_what_will_happen(acme: Cli, failed: Fail, db: Db) -> None:
+    """Also the question that is asked, and what a job is told."""
+    unread = uuid7()
+    await db.execute(UNREAD, unread)
+    ids = {}
+    for status in ("pending", "retrying", "resolved", "abandoned"):
+        _, ids[status] = await failed()
+        await db.execute("UPDATE dead_letters SET status = $2 WHERE id = $1", ids[status], status)
+    named = [str(id_) for id_ in (unread, *ids.values())]
+    note = (await acme("dlq", "requeue", *named, "--dry-run")).err
+    assert "2 would be requeued" in note
+    assert "2 would be left: they run already or have ended" in note
+    assert "1 would be left: no event could be read from them" in note
+    note = (await acme("dlq", "abandon", *named, "--reason", "x", "--dry-run")).err
+    assert "3 would be abandoned, 2 would be left: they are not open" in note
+    left = "1 would be left: no event could be read from them"
+    told = await acme("dlq", "requeue", "--all", "--dry-run")
+    assert f"1 would be requeued, {left}" in told.err
+    assert str(unread) in told.out
+    assert f"0 would be requeued, {left}" in (await acme("dlq", "requeue", "--all", "--limit", "1", "--dry-run")).err
+    asked = (await acme("dlq", "requeue", "--all", typed="n\n", code=1)).err
+    assert f"Requeue 1 dead letter (1 beds24 pms.booking.cancel; {left})?" in asked
+    await acme("dlq", "requeue", "--all", "--yes", "--detach")
+    assert await db.fetchval("SELECT total FROM operator_jobs") == 1
+    done = await acme("dlq", "requeue", "--all", "--yes", "--json")
+    assert (len(done.document["requeued"]), done.document["unreadable"]) == (1, [str(unread)])
+
+
 async def test_bulk_asks_first(acme: Cli, failed: Fail, db: Db) -> None:
     """No, and nobody there to answer, both leave everything as it is; without a filter nothing is picked at all."""
     id_, _ = await failed()
@@ -137,11 +169,7 @@ async def test_abandon_needs_a_reason_and_keeps_it(acme: Cli, failed: Fail, db: 
 
 async def test_a_letter_without_an_event_can_only_be_abandoned(acme: Cli, db: Db) -> None:
     id_ = uuid7()
-    await db.execute(
-        """INSERT INTO dead_letters (id, operation, error_class, error_message, fingerprint, attempts, owner)
-           VALUES ($1, 'unknown', 'invalid', 'body: not JSON', 'f', 1, 'pipeline')""",
-        id_,
-    )
+    await db.execute(UNREAD, id_)
     assert "cannot be requeued" in (await acme("dlq", "requeue", str(id_), code=1)).err
     await acme("dlq", "abandon", str(id_), "--reason", "noise", "--yes")
 
