@@ -63,7 +63,7 @@ OlderThan = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Every open one, where no filter is given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which ones.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Of a filter: at most so many, the oldest first.")]
 Rate = Annotated[float | None, typer.Option("--rate", min=0.1, help="At most so many a second.")]
 
 COLUMNS = (
@@ -352,6 +352,8 @@ def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int |
     if ids:
         if narrowed or everything:
             raise typer.BadParameter("ids or a filter, not both")
+        if limit is not None:
+            raise typer.BadParameter("ids say how many already: it goes with a filter or --all", param_hint="--limit")
         return session.run(_named(list(dict.fromkeys(ids)), leaves))
     if not narrowed and not everything:
         raise typer.BadParameter("say which: ids, a filter such as --vendor, or --all")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = noun("Lanes: commands about one entity at one connection, which run one after the other.")
 
 BATCH = 100  # lanes in one transaction
+MOST = 1000  # lanes that a filter lets go on, unless --limit says more
 
 LaneArgument = Annotated[str, typer.Argument(metavar="LANE", help="As in `staybus lanes list`.")]
 Vendor = Annotated[str | None, typer.Option("--vendor", help="Only at this vendor.")]
@@ -92,7 +93,12 @@ def release(
         str | None, typer.Option("--reason", help="Abandon the failed head, and why; what waits behind it runs.")
     ] = None,
     requeue: Annotated[bool, typer.Option("--requeue", help="Try the failed head again instead.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many, the oldest first.")] = 1000,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=1, max=10_000, show_default=str(MOST), help="Of a filter: at most so many, the oldest first."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run next.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -144,17 +150,20 @@ def _filter(
     )
 
 
-def _choose(lanes: list[str] | None, wanted: Filter, limit: int) -> list[dict[str, Any]]:
+def _choose(lanes: list[str] | None, wanted: Filter, limit: int | None) -> list[dict[str, Any]]:
     """raises typer.BadParameter when nothing says which ones, or two things do"""
     from store.lanes import Filter
 
     if bool(lanes) == (wanted != Filter()):
         raise typer.BadParameter("say which: lanes, or a filter such as --vendor, not both")
+    if lanes and limit is not None:
+        raise typer.BadParameter("lanes say how many already: it goes with a filter", param_hint="--limit")
     if lanes:
         return session.run(_named(lanes))
-    found = session.run(_find(wanted, limit, everything=False))
-    if len(found) == limit:
-        note(f"the oldest {limit}; there may be more: --limit")
+    most = limit or MOST
+    found = session.run(_find(wanted, most, everything=False))
+    if len(found) == most:
+        note(f"the oldest {most}; there may be more: --limit")
     return found
 
 

@@ -139,6 +139,9 @@ async def test_bulk_asks_first(acme: Cli, failed: Fail, db: Db) -> None:
     assert "--yes" in (await acme(*bulk, typed="", code=1)).err
     assert "--all" in (await acme("dlq", "requeue", code=2)).err
     assert "not both" in (await acme(*bulk, str(id_), code=2)).err
+    assert "ids say how many already" in (await acme("dlq", "requeue", str(id_), "--limit", "1", code=2)).err
+    lanes = await acme("lanes", "release", "one", "another", "--requeue", "--limit", "1", code=2)
+    assert "lanes say how many already" in lanes.err
     assert await status_of(db, id_) == "failed"
     await acme(*bulk, typed="y\n")
     assert await status_of(db, id_) == "received"
