@@ -110,9 +110,17 @@ class Selection:
 async def stretch(connection: Connection, since: datetime | None, until: datetime | None) -> tuple[int, int]:
     """(after, up to): the rows that may have been recorded between these times, found without a scan."""
     newest = int(await connection.fetchval(_SQL["newest"]) or 0)
-    first = 0 if since is None else await _recorded_before(connection, since - _SKEW, newest)
-    last = newest if until is None else await _recorded_before(connection, until + _SKEW, newest)
+    first = 0 if since is None else await _recorded_before(connection, _shifted(since, -_SKEW), newest)
+    last = newest if until is None else await _recorded_before(connection, _shifted(until, _SKEW), newest)
     return first, last
+
+
+def _shifted(moment: datetime, by: timedelta) -> datetime:
+    """As far as the calendar goes."""
+    try:
+        return moment + by
+    except OverflowError:
+        return moment
 
 
 async def _recorded_before(connection: Connection, moment: datetime, newest: int) -> int:

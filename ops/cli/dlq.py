@@ -64,7 +64,7 @@ OlderThan = Annotated[
 All = Annotated[bool, typer.Option("--all", help="Every open one, where no filter is given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which ones.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Of a filter: at most so many, the oldest first.")]
-Rate = Annotated[float | None, typer.Option("--rate", min=0.1, help="At most so many a second.")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0.1, max=1_000_000, help="At most so many a second.")]
 
 COLUMNS = (
     *("id", "created=created_at", "vendor", "company=company_id", "operation", "class=error_class", "status"),
@@ -411,8 +411,8 @@ async def _find(wanted: Filter, limit: int) -> list[dict[str, Any]]:
 
 
 def _id_of(age: timedelta) -> UUID:
-    """The first UUIDv7 of that moment: ids are in order of time, so age needs no filter of its own."""
-    return UUID(int=int((time.time() - age.total_seconds()) * 1000) << 80)
+    """The first UUIDv7 of that moment, from 1970 on: ids are in order of time, so age needs no filter of its own."""
+    return UUID(int=int(max(0.0, time.time() - age.total_seconds()) * 1000) << 80)
 
 
 async def _by_id(ids: Sequence[UUID]) -> list[dict[str, Any]]:

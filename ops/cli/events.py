@@ -140,7 +140,10 @@ def moment(value: str) -> datetime:
     except ValueError:
         ago: timedelta = duration(value)
         return datetime.now(UTC) - ago
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    try:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except OverflowError:
+        raise typer.BadParameter("its zone leads out of the years 1 to 9999") from None
 
 
 def statuses(value: str) -> tuple[str, ...]:
@@ -184,7 +187,7 @@ def replay(
         bool, typer.Option("--again", help="Also what makes a second effect, or puts an older state back, at a vendor.")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")] = None,
-    rate: Annotated[float, typer.Option("--rate", min=0.1, help="At most so many a second.")] = RATE,
+    rate: Annotated[float, typer.Option("--rate", min=0.1, max=1_000_000, help="At most so many a second.")] = RATE,
     note_: Annotated[str | None, typer.Option("--note", help="Why; kept in the audit log.")] = None,
     job: AsJob = False,
     detach: Detach = False,

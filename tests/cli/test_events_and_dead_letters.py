@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import pytest
+
 from ops.cli.dlq import _id_of
 from schemas.ids import uuid7
 
@@ -188,3 +190,24 @@ async def test_a_vendors_text_cannot_steer_the_terminal(acme: Cli, failed: Fail,
 def test_an_age_is_an_id() -> None:
     assert _id_of(timedelta(0)).int >> 80 == uuid7().int >> 80 or _id_of(timedelta(hours=-1)) > uuid7()
     assert _id_of(timedelta(hours=1)) < uuid7()
+    assert _id_of(timedelta(days=99999)).int == 0  # before ids began
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("dlq", "list", "--older-than", "99999d"), 0, "no dead letters"),
+        (("events", "replay", "--from", "0001-01-01", "--dry-run"), 0, "1 would be replayed"),
+        (("events", "replay", "--to", "9999-12-31T23:59:59.999999", "--dry-run"), 0, "1 would be replayed"),
+        (("events", "replay", "--from", "0001-01-01T00:00+02:00", "--dry-run"), 2, "out of the years 1 to 9999"),
+        (("dlq", "requeue", "--all", "--rate", "inf"), 2, "--rate"),
+        (("dlq", "abandon", "--all", "--reason", "x", "--rate", "nan"), 2, "--rate"),
+        (("events", "replay", "--from", "1h", "--rate", "inf"), 2, "--rate"),
+    ],
+)
+async def test_times_and_numbers_at_their_ends(
+    acme: Cli, failed: Fail, db: Db, words: tuple[str, ...], code: int, says: str
+) -> None:
+    await failed()
+    await db.execute("UPDATE channel_events SET status = 'done', direction = 'inbound'")
+    assert says in " ".join((await acme(*words, code=code)).err.split())
