@@ -98,18 +98,21 @@ class Admin:
         return _json({"dead_letters": _documents(rows), "next": str(rows[-1]["id"]) if len(rows) == limit else None})
 
     async def abandon(self, request: Request) -> Response:
-        """Body: {"reason": "…"}."""
+        """By its own id or its event's. Body: {"reason": "…"}."""
         caller = await authorise(request, self._workers, "admin")
         id_ = _path_id(request)
         reason = await _reason(request)
         async with as_company(self._api, caller.company_id) as connection:
-            rows = await dead_letters.abandon(connection, [id_], caller.name, reason)
+            known = await dead_letters.show(connection, id_)
+            letters = [known["id"]] if known is not None else []
+            rows = await dead_letters.abandon(connection, letters, caller.name, reason)
             if not rows:
                 raise await _not_abandoned(connection, id_)
+            letter = rows[0]["id"]
             await connections.audit(
-                connection, caller.name, rows[0]["company_id"], "dead_letter.abandon", str(id_), {"reason": reason}
+                connection, caller.name, rows[0]["company_id"], "dead_letter.abandon", str(letter), {"reason": reason}
             )
-        return _json({"id": id_, "status": "abandoned"})
+        return _json({"id": letter, "status": "abandoned"})
 
 
 class _Query:

@@ -220,12 +220,12 @@ async def test_what_is_being_sent_is_not_abandoned(database_url: str) -> None:
 
 async def test_over_http_a_letter_is_abandoned_with_a_reason(world: World) -> None:
     await seed(world.db)
-    await world.db.execute(LETTERS.replace("beds24-acme", CONNECTION), 2, "f")
+    await world.db.execute(LETTERS.replace("beds24-acme", CONNECTION), 3, "f")
     await world.start("ingress")
     key = await add_api_key(world.db, COMPANY, "test", ["admin"])
     headers = {"authorization": f"Bearer {key}"}
     listed = await world.http.get(world.url("ingress", "/admin/dead-letters?owner=tenant"), headers=headers)
-    one, other = (letter["id"] for letter in listed.json()["dead_letters"])
+    one, other, third = (letter["id"] for letter in listed.json()["dead_letters"])
     pipeline = await world.http.get(world.url("ingress", "/admin/dead-letters?owner=pipeline"), headers=headers)
     assert pipeline.json()["dead_letters"] == []
 
@@ -246,7 +246,10 @@ async def test_over_http_a_letter_is_abandoned_with_a_reason(world: World) -> No
     letter = await world.db.fetchrow("SELECT status, notes, resolved_by FROM dead_letters WHERE id = $1", one)
     assert tuple(letter)[:2] == ("abandoned", "booked by phone")
     assert letter["resolved_by"].startswith("key:")
-    assert await world.db.fetchval("SELECT count(*) FROM audit_log WHERE action = 'dead_letter.abandon'") == 1
+    event = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE id = $1", third)
+    assert await abandon(str(event)) == 200
+    audited = await world.db.fetch("SELECT target FROM audit_log WHERE action = 'dead_letter.abandon' ORDER BY id")
+    assert [row["target"] for row in audited] == [one, third]
 
 
 @pytest.mark.parametrize(
