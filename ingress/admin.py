@@ -41,9 +41,12 @@ class Admin:
             status=query.word("status", EventStatus), vendor=query.text("vendor"), company_id=query.text("company"),
             event_type=query.text("type"),
         )  # fmt: skip
-        limit = query.number("limit", 50, MOST)
+        limit, before = query.number("limit", 50, MOST), query.id("before")
         async with as_company(self._api, caller.company_id) as connection:
-            rows = await events.find(connection, wanted, limit, query.id("before"))
+            try:
+                rows = await events.find(connection, wanted, limit, before)
+            except events.UnknownCursorError:
+                raise _no_cursor() from None
             total = await events.count(connection, wanted)
         return _json(
             {
@@ -194,6 +197,11 @@ def _not_retried(status: str) -> Problem:
         )
         return Problem(409, "overtaken", detail)
     return Problem(409, "not-failed", f"only failed or abandoned events are retried; this one is {status}")
+
+
+def _no_cursor() -> Problem:
+    detail = "before: there is no event with this id any more, so the listing cannot go on from it; begin again"
+    return Problem(400, "unknown-cursor", detail, field="before")
 
 
 def _no_event() -> Problem:

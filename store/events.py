@@ -22,6 +22,10 @@ _SQL = statements("events")
 COUNTED = 10_000  # totals are exact up to here
 
 
+class UnknownCursorError(LookupError):
+    """The event after which a listing should go on is not there, or not any more: nobody knows where to go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """None matches all."""
@@ -33,12 +37,13 @@ class Filter:
 
 
 async def find(connection: Connection, wanted: Filter, limit: int, before: UUID | None = None) -> list[asyncpg.Record]:
-    """Newest first; before: the last id of the page before."""
-    return list(
-        await connection.fetch(
-            _SQL["list"], wanted.status, wanted.vendor, wanted.company_id, wanted.event_type, before, limit
-        )
+    """Newest first; before: the last id of the page before. raises UnknownCursorError"""
+    rows = await connection.fetch(
+        _SQL["list"], wanted.status, wanted.vendor, wanted.company_id, wanted.event_type, before, limit
     )
+    if not rows and before is not None and not await connection.fetchval(_SQL["known"], before):
+        raise UnknownCursorError
+    return list(rows)
 
 
 async def count(connection: Connection, wanted: Filter) -> int:

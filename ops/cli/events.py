@@ -56,7 +56,12 @@ async def _list(
 
     wanted = events.Filter(status=status, vendor=vendor, company_id=company, event_type=event_type)
     async with session.operator() as db:
-        rows = await events.find(db, wanted, limit, before)
+        try:
+            rows = await events.find(db, wanted, limit, before)
+        except events.UnknownCursorError:
+            raise typer.BadParameter(
+                f"{before}: not known, or not any more; begin again", param_hint="--before"
+            ) from None
         total = len(rows) if len(rows) < limit and before is None else await events.count(db, wanted)
     columns = ["id", "received=received_at", "type=event_type", "company=company_id", "connection=connection_id"]
     columns += ["status", "attempts", "entity=entity_external_id", "error=last_error"]

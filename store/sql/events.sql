@@ -10,6 +10,9 @@ WHERE ($1::text IS NULL OR e.status = $1)
   AND ($5::uuid IS NULL OR e.seq < (SELECT cursor.seq FROM channel_events cursor WHERE cursor.id = $5))
 ORDER BY e.seq DESC LIMIT $6
 
+-- name: known
+SELECT EXISTS (SELECT FROM channel_events WHERE id = $1)
+
 -- name: count
 -- Counted up to 10,000: beyond that the number is a bound, not worth a scan of the table.
 SELECT count(*) FROM (

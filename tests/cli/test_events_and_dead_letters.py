@@ -27,6 +27,8 @@ async def test_events_are_listed_by_filter(acme: Cli, failed: Fail) -> None:
     assert (await acme("events", "list", "--vendor", "nobody", "--json")).document == []
     page = await acme("events", "list", "--limit", "1")
     assert f"--before {second}" in page.err
+    assert "no events" in (await acme("events", "list", "--before", str(first))).err
+    assert "begin again" in (await acme("events", "list", "--before", str(uuid4()), code=2)).err
     assert str(second) in page.out
     await acme("events", "list", "--status", "lost", code=2)
 

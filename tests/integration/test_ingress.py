@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simulators.bookings import generate
 from store import connections
-from tests.fleet import CONNECTION, SECRET, World
+from tests.fleet import COMPANY, CONNECTION, SECRET, World
 
 
 @pytest.fixture
@@ -223,6 +223,11 @@ async def test_a_companys_key_sees_its_own_events_only(edge: World) -> None:
     assert (await edge.http.get(edge.url("ingress", "/admin/events"), headers=headers)).json()["events"] == []
     event_id = await edge.db.fetchval("SELECT id FROM channel_events")
     assert (await edge.http.get(edge.url("ingress", f"/admin/events/{event_id}"), headers=headers)).status_code == 404
+    page = await edge.http.get(edge.url("ingress", f"/admin/events?before={event_id}"), headers=headers)
+    assert (page.status_code, page.json()["code"]) == (400, "unknown-cursor")
+    own = {"authorization": f"Bearer {await connections.add_api_key(edge.db, COMPANY, 'admin', ['admin'])}"}
+    page = await edge.http.get(edge.url("ingress", f"/admin/events?before={event_id}"), headers=own)
+    assert (page.status_code, page.json()["events"]) == (200, [])  # it was the oldest
     assert (
         await edge.http.post(edge.url("ingress", f"/admin/events/{event_id}/retry"), headers=headers)
     ).status_code == 404
