@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from starlette.responses import Response
 
-from schemas.vocabulary import DeadLetterStatus, EventStatus, Owner
+from schemas.vocabulary import DeadLetterStatus, EventStatus, Fault, Owner
 from store import connections, dead_letters, events
 from store.pool import as_company
 
@@ -92,7 +92,7 @@ class Admin:
         )
         wanted = dead_letters.Filter(
             status=query.word("status", DeadLetterStatus), vendor=query.text("vendor"),
-            company_id=query.text("company"), operation=query.text("type"), error_class=query.text("error"),
+            company_id=query.text("company"), operation=query.text("type"), error_class=query.word("error", Fault),
             fingerprint=query.text("fingerprint"), owner=query.word("owner", Owner),
         )  # fmt: skip
         limit = query.number("limit", 50, MOST)

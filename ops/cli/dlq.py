@@ -33,6 +33,7 @@ from .output import (
     say,
 )
 from .secrets import duration
+from .vendors import refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,6 +89,8 @@ def list_(
     """The newest first; without --status those that are open."""
     wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, status)
     rows = session.run(_find(wanted, limit))
+    if not rows:
+        refuse_unknown(vendor)
     listing(rows, COLUMNS, as_json=as_json, empty="no dead letters")
     if len(rows) == limit:
         note(f"the newest {limit}; there may be more: --limit")
@@ -118,6 +121,8 @@ def stats(
 ) -> None:
     """Open dead letters by cause: the same fingerprint is the same fault."""
     rows = session.run(_groups(_filter(vendor, company, event_type, error, None, owner, older_than, None)))
+    if not rows:
+        refuse_unknown(vendor)
     columns = ["fingerprint", "letters", "vendor", "operation", "class=error_class", "code=error_code", "owner"]
     listing(rows, [*columns, "oldest", "newest", "error"], as_json=as_json, empty="no open dead letters")
     if check and rows:
@@ -357,7 +362,10 @@ def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int |
         return session.run(_named(list(dict.fromkeys(ids)), leaves))
     if not narrowed and not everything:
         raise typer.BadParameter("say which: ids, a filter such as --vendor, or --all")
-    return session.run(_counted(wanted, limit, leaves))
+    plan = session.run(_counted(wanted, limit, leaves))
+    if not plan.met:
+        refuse_unknown(wanted.vendor)
+    return plan
 
 
 async def _named(ids: Sequence[UUID], leaves: Leaves) -> _Plan:

@@ -18,6 +18,7 @@ from . import jobs, session
 from .jobs import AsJob, Detach
 from .output import AsJson, Refused, Yes, confirm, emit, example, facts, listing, note, noun, progress, say, table
 from .secrets import duration
+from .vendors import refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,8 @@ async def _list(
                 f"{before}: not known, or not any more; begin again", param_hint="--before"
             ) from None
         total = len(rows) if len(rows) < limit and before is None else await events.count(db, wanted)
+    if not rows:
+        refuse_unknown(vendor)
     columns = ["id", "received=received_at", "type=event_type", "company=company_id", "connection=connection_id"]
     columns += ["status", "attempts", "entity=entity_external_id", "error=last_error"]
     listing(map(dict, rows), columns, as_json=as_json, empty="no events")
@@ -209,6 +212,8 @@ def replay(
     if bool(ids) == narrowed:
         raise typer.BadParameter("say which: ids, or a filter such as --from, not both")
     plan = session.run(_plan(ids or [], since, until, vendor, company, event_type, status, again, limit))
+    if not plan.kinds:
+        refuse_unknown(vendor)
     if dry_run:
         _tell_plan(plan, as_json=as_json)
         return

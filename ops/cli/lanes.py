@@ -14,6 +14,7 @@ from . import session
 from .dlq import reason_of
 from .output import AsJson, Refused, Yes, confirm, emit, example, listing, note, noun, progress, say
 from .secrets import duration
+from .vendors import refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,8 @@ def list_(
 ) -> None:
     """Lanes that stand because the command at their head failed, the oldest first."""
     rows = session.run(_find(_filter(vendor, company, connection, error, older_than), limit, everything=all_))
+    if not rows:
+        refuse_unknown(vendor)
     listing(rows, COLUMNS, as_json=as_json, empty="no open lanes" if all_ else "no lane is held")
     if len(rows) == limit:
         note(f"the oldest {limit}; there may be more: --limit")
@@ -162,6 +165,8 @@ def _choose(lanes: list[str] | None, wanted: Filter, limit: int | None) -> list[
         return session.run(_named(lanes))
     most = limit or MOST
     found = session.run(_find(wanted, most, everything=False))
+    if not found:
+        refuse_unknown(wanted.vendor)
     if len(found) == most:
         note(f"the oldest {most}; there may be more: --limit")
     return found

@@ -51,6 +51,18 @@ def vendors(
     )
 
 
+def refuse_unknown(vendor: str | None) -> None:
+    """For a filter that found nothing: what a vendor that was taken out has left is still found.
+
+    raises typer.BadParameter when no adapter has this name either, which is a typo
+    """
+    from adapters.registry import adapters
+
+    if vendor is not None and vendor not in adapters():
+        known = ", ".join(adapters()) or "none"
+        raise typer.BadParameter(f"{vendor}: no adapter has this name; known: {known}", param_hint="--vendor")
+
+
 def _document(manifest: Manifest) -> dict[str, Any]:
     limit = manifest.rate_limit
     return {

@@ -24,13 +24,37 @@ async def test_events_are_listed_by_filter(acme: Cli, failed: Fail) -> None:
     assert ids == [str(second), str(first)]
     only = await acme("events", "list", "--status", "failed", "--type", "pms.booking.cancel", "--json")
     assert [row["id"] for row in only.document] == [str(first)]
-    assert (await acme("events", "list", "--vendor", "nobody", "--json")).document == []
     page = await acme("events", "list", "--limit", "1")
     assert f"--before {second}" in page.err
     assert "no events" in (await acme("events", "list", "--before", str(first))).err
     assert "begin again" in (await acme("events", "list", "--before", str(uuid4()), code=2)).err
     assert str(second) in page.out
     await acme("events", "list", "--status", "lost", code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("events", "list"),
+        ("events", "replay"),
+        ("dlq", "list"),
+        ("dlq", "stats", "--check"),
+        ("dlq", "requeue"),
+        ("dlq", "abandon", "--reason", "x"),
+        ("lanes", "list"),
+        ("lanes", "release", "--requeue"),
+    ],
+)
+async def test_a_vendor_that_nobody_knows_is_a_typo(acme: Cli, words: tuple[str, ...]) -> None:
+    assert "nobody: no adapter has this name; known: beds24" in (await acme(*words, "--vendor", "nobody", code=2)).err
+    assert (await acme(*words, "--vendor", "beds24")).code == 0
+
+
+async def test_what_a_vendor_without_an_adapter_has_left_is_found(acme: Cli, failed: Fail, db: Db) -> None:
+    await failed()
+    await db.execute("UPDATE dead_letters SET vendor = 'gone'")
+    assert len((await acme("dlq", "list", "--vendor", "gone", "--json")).document) == 1
+    assert "requeued 1" in (await acme("dlq", "requeue", "--vendor", "gone", "--yes")).out
 
 
 async def test_an_event_is_shown_with_history_and_deliveries(acme: Cli, failed: Fail, db: Db) -> None:

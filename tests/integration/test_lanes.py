@@ -80,11 +80,11 @@ async def test_a_held_lane_is_listed_with_what_holds_it_and_what_waits(world: Wo
     assert row["dead_letter_id"] == str(await world.db.fetchval("SELECT id FROM dead_letters"))
     for words, found in (
         (("--vendor", "beds24", "--company", COMPANY, "--connection", CONNECTION, "--error", "rejected"), 1),
-        (("--vendor", "mews"), 0),
         (("--error", "unmapped"), 0),
         (("--older-than", "1h"), 0),
     ):
         assert len((await cli("lanes", "list", *words, "--json")).document) == found, words
+    assert "known: beds24" in (await cli("lanes", "list", "--vendor", "mews", code=2)).err
     shown = (await cli("lanes", "show", lane("B-1"), "--json")).document
     assert [one["status"] for one in shown] == ["failed", "received", "received"]
     assert f"held by {head}" in (await cli("lanes", "show", lane("B-1"))).err
@@ -228,6 +228,8 @@ async def test_over_http_a_letter_is_abandoned_with_a_reason(world: World) -> No
     one, other, third = (letter["id"] for letter in listed.json()["dead_letters"])
     pipeline = await world.http.get(world.url("ingress", "/admin/dead-letters?owner=pipeline"), headers=headers)
     assert pipeline.json()["dead_letters"] == []
+    odd = await world.http.get(world.url("ingress", "/admin/dead-letters?error=foo"), headers=headers)
+    assert (odd.status_code, odd.json()["field"]) == (400, "error")
 
     async def abandon(id_: str, reason: str = "booked by phone") -> int:
         url = world.url("ingress", f"/admin/dead-letters/{id_}/abandon")
