@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -183,9 +183,9 @@ def requeue(
     else:
         say(f"requeued {len(done.done)}")
         if done.left:
-            note(f"left as they are, because they run already or have ended: {_ids(done.left)}")
+            note(f"left as they are, because they run already or have ended: {plan.named(done.left)}")
         if done.unreadable:
-            note(f"cannot be requeued, no event could be read from them: {_ids(done.unreadable)}; abandon them")
+            note(f"cannot be requeued, no event could be read from them: {plan.named(done.unreadable)}; abandon them")
     if ids and done.failed:
         raise typer.Exit(1)
 
@@ -236,7 +236,7 @@ def abandon(
     else:
         say(f"abandoned {len(done.done)}")
         if done.left:
-            note(f"left as they are, because they are not open, or are being sent just now: {_ids(done.left)}")
+            note(f"left as they are, because they are not open, or are being sent just now: {plan.named(done.left)}")
     if ids and done.left:
         raise typer.Exit(1)
 
@@ -246,11 +246,6 @@ def reason_of(text: str) -> str:
     if not 1 <= len(text.strip()) <= 500:
         raise typer.BadParameter("1 to 500 characters", param_hint="--reason")
     return text.strip()
-
-
-def _ids(ids: Sequence[UUID]) -> str:
-    more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
-    return ", ".join(map(str, ids[:20])) + more
 
 
 # ------------------------------------------------------------------------------------------------ choosing
@@ -271,13 +266,17 @@ def _not_abandoned(status: str, _readable: bool) -> str | None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which letters; kinds: those that it would be done to, left: why the others stay, rows: those that were named by id."""
+    """Which letters; kinds: those that it would be done to, left: why the others stay.
+
+    rows: those that were named by id; given: from their own and their events' ids to the one that named them
+    """
 
     letters: Letters
     kinds: Counter[tuple[str, str]]
     left: Counter[str]
     limit: int | None = None
     rows: tuple[dict[str, Any], ...] = ()
+    given: Mapping[UUID, UUID] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -298,6 +297,11 @@ class _Plan:
 
     def rest(self) -> str:
         return ", ".join(f"{count} would be left: {why}" for why, count in self.left.most_common())
+
+    def named(self, ids: Sequence[UUID]) -> str:
+        """Some of its letters or events, as they were given where they were."""
+        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+        return ", ".join(str(self.given.get(id_, id_)) for id_ in ids[:20]) + more
 
     def job(
         self,
@@ -373,7 +377,11 @@ async def _named(ids: Sequence[UUID], leaves: Leaves) -> _Plan:
 
     rows = await _by_id(ids)
     one_each = [row | {"letters": 1, "readable": row["event_id"] is not None} for row in rows]
-    return _Plan(Letters(ids=tuple(row["id"] for row in rows)), *_sorted(one_each, leaves), rows=tuple(rows))
+    given = {}
+    for row in rows:
+        given[row["id"]] = given[row["event_id"]] = row["id"] if row["id"] in ids else row["event_id"]
+    letters = Letters(ids=tuple(row["id"] for row in rows))
+    return _Plan(letters, *_sorted(one_each, leaves), rows=tuple(rows), given=given)
 
 
 async def _counted(wanted: Filter, limit: int | None, leaves: Leaves) -> _Plan:

@@ -103,8 +103,9 @@ async def test_requeue_by_event_or_letter(acme: Cli, failed: Fail, db: Db) -> No
     assert "requeued 2" in told.out
     assert [await status_of(db, id_) for id_ in (one, two)] == ["received", "received"]
     assert (await audited(db))[-2:] == ["dead_letter.requeue"] * 2
-    again = await acme("dlq", "requeue", str(one), code=1)
-    assert "left as they are" in again.err
+    for given in (one, letter):
+        again = await acme("dlq", "requeue", str(given), code=1)
+        assert f"have ended: {given}\n" in again.err
 
 
 async def test_an_unknown_id_changes_nothing(acme: Cli, failed: Fail, db: Db) -> None:
@@ -195,7 +196,9 @@ async def test_abandon_needs_a_reason_and_keeps_it(acme: Cli, failed: Fail, db: 
     assert (row["status"], row["notes"]) == ("abandoned", "cancelled by phone")
     assert row["resolved_by"].startswith("cli:")
     assert (await audited(db))[-1] == "dead_letter.abandon"
-    await acme("dlq", "abandon", str(id_), "--reason", "again", "--yes", code=1)
+    for given in (id_, letter):
+        again = await acme("dlq", "abandon", str(given), "--reason", "again", "--yes", code=1)
+        assert f"sent just now: {given}\n" in again.err
 
 
 async def test_a_letter_without_an_event_can_only_be_abandoned(acme: Cli, db: Db) -> None:
