@@ -229,7 +229,7 @@ def replay(
     else:
         say(f"replayed {len(done.done)}")
         if done.left:
-            note(f"left as they are: {len(done.left)}; --dry-run says why")
+            note(f"left as they are: {len(done.left)}; {plan.why_left()}")
     if ids and done.left:
         raise typer.Exit(1)
 
@@ -261,6 +261,10 @@ class _Plan:
         rest = f"; {left} more would be left" if left else ""
         return f"{self.total} event{'s' if self.total != 1 else ''} ({', '.join(named[:5])}{more}{rest})"
 
+    def why_left(self) -> str:
+        reasons = dict.fromkeys(why for _, _, why in self.kinds if why is not None and not self.runs(why))
+        return ", or ".join(reasons) or "they changed meanwhile, --dry-run says how"
+
     def check(self, *, again: bool) -> None:
         """raises Refused: a second effect at a vendor must be asked for"""
         twice = Counter({kind: count for kind, count in self.kinds.items() if kind[2] in _TWICE})
@@ -289,17 +293,18 @@ class _Plan:
 _SECOND = "the vendor would make another one"
 _UNKNOWN = "nothing tells the vendor that it is the same"
 _OLDER = "something newer about the same thing went out since, and would be undone"
-_ENDED = "has not ended as --status says"
+_FAILED = "failed or was given up, and is a dead letter: `staybus dlq requeue` lets it run again"
+_ENDED = "has not ended as done or skipped"
 _THERE = "has an id at the vendor: a second one could not be kept; `staybus mapping remove` first, if it is gone there"
-_TWICE = frozenset({_SECOND, _UNKNOWN, _THERE})
-_NEVER = frozenset({_ENDED, _THERE})
+_TWICE = frozenset({_SECOND, _UNKNOWN})
+_NEVER = frozenset({_FAILED, _ENDED, _THERE})
 
 
 def _against(one: Candidate, wanted: Selection) -> str | None:
     from adapters.port import Repeat
 
     if one.status not in wanted.statuses:
-        return _ENDED
+        return _FAILED if one.status in {EventStatus.FAILED, EventStatus.ABANDONED} else _ENDED
     if one.there:
         return _THERE
     match one.repeat:

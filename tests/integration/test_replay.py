@@ -126,7 +126,12 @@ async def test_a_second_effect_must_be_asked_for(world: World, cli: Cli, core: C
     await ended(core, "pms.booking.create")
     (first,) = world.sim.account.bookings
     again = ("events", "replay", "--from", "1h", "--again", "--yes")
-    assert "replayed 0" in (await cli(*again)).out  # its id would have no place
+    made = await world.db.fetchval("SELECT id FROM channel_events WHERE parent_id IS NOT NULL")
+    for words in (("--again",), ()):  # its id would have no place, and --again is not offered for it
+        told = await cli("events", "replay", str(made), *words, code=1)
+        assert "replayed 0" in told.out
+        assert "left as they are: 1; has an id at the vendor" in told.err
+        assert "--again" not in told.err
     await cli("mapping", "remove", CONNECTION, "reservation", str(first))
     for words in (("--from", "1h", "--yes"), ("--from", "1h", "--type", "pms.booking.create", "--yes", "--job")):
         refused = await cli("events", "replay", *words, code=1)
@@ -217,6 +222,9 @@ async def test_what_was_edited_is_replayed_as_edited(world: World, cli: Cli, cor
     await core.publish("pms.booking.update", "B-4", COMPANY, {"reservationId": "B-4", "adults": 3}, "u-4")
     await core.wait_for(lambda e: e.type == "core.command.failed")
     letter = str(await world.db.fetchval("SELECT id FROM dead_letters"))
+    refused = await world.db.fetchval("SELECT event_id FROM dead_letters")
+    told = await cli("events", "replay", str(refused), "--again", code=1)
+    assert "is a dead letter: `staybus dlq requeue`" in told.err
     await cli("dlq", "edit", letter, "--set", "adults=4")
     await cli("dlq", "requeue", letter)
     await world.two_seconds_pass()
