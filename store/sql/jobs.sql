@@ -43,17 +43,38 @@ UPDATE operator_jobs SET status = 'failed', finished_at = clock_timestamp(), las
 WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
 
 -- name: outcome
--- What became of the events that a job let run.
+-- What became of the events that a job let run. A command that was routed is its deliveries. OFFSET 0, so that each is looked
+-- up by its parent, however many the planner expects. What waits behind a failed one of its lane ends no sooner than a person
+-- comes, so it has failed too.
+WITH ran AS (
+    SELECT COALESCE(d.status, e.status) AS status, d.lane, d.lane_policy, d.seq
+    FROM channel_events e LEFT JOIN LATERAL (
+        SELECT c.status, c.lane, c.lane_policy, c.seq FROM channel_events c
+        WHERE c.parent_id = e.id AND c.replay_of IS NULL OFFSET 0
+    ) d ON true
+    WHERE e.job_id = $1
+), ended AS MATERIALIZED (
+    SELECT CASE WHEN r.status IN ('received', 'retrying') AND r.lane_policy = 'hold' AND EXISTS (
+                    SELECT FROM channel_events h WHERE h.lane = r.lane AND h.seq < r.seq AND h.status = 'failed')
+                THEN 'failed' ELSE r.status END AS status
+    FROM ran r
+)
 SELECT count(*) FILTER (WHERE status IN ('done', 'skipped', 'superseded')) AS came_through,
        count(*) FILTER (WHERE status IN ('failed', 'abandoned')) AS failed_again,
        count(*) FILTER (WHERE status IN ('received', 'processing', 'retrying')) AS under_way
-FROM channel_events WHERE job_id = $1
+FROM ended
 
 -- name: reasons
 -- Why some of them failed again, the most frequent first.
 SELECT d.error_class, d.error_code, d.fingerprint, count(*) AS letters, min(d.error_message) AS error
-FROM channel_events e JOIN dead_letters d ON d.event_id = e.id AND d.status IN ('pending', 'retrying')
-WHERE e.job_id = $1 AND e.status = 'failed'
+FROM channel_events e
+CROSS JOIN LATERAL (
+    SELECT e.id, e.status
+    UNION ALL
+    (SELECT c.id, c.status FROM channel_events c WHERE c.parent_id = e.id AND c.replay_of IS NULL OFFSET 0)
+) r
+JOIN dead_letters d ON d.event_id = r.id AND d.status IN ('pending', 'retrying')
+WHERE e.job_id = $1 AND r.status = 'failed'
 GROUP BY d.error_class, d.error_code, d.fingerprint ORDER BY count(*) DESC, d.fingerprint LIMIT 20
 
 -- name: audit

@@ -228,6 +228,61 @@ async def test_the_canary_decides_about_the_rest(
     assert [row["letters"] for row in await jobs.reasons(db, id_)] == ([fails] if fails else [])
 
 
+DELIVERIES = """
+WITH command AS (
+    UPDATE channel_events SET status = 'done' WHERE status = 'received' AND job_id = $1 RETURNING id
+), delivery AS (
+    INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload,
+        status, attempts, lane, lane_policy)
+    SELECT gen_random_uuid(), 'acme', 'beds24-acme', id, 'outbound', 'pms.booking.create', gen_random_uuid(), '{}', $2, 1,
+           'of:' || id, 'hold'
+    FROM command RETURNING id
+)
+INSERT INTO dead_letters (id, event_id, company_id, operation, error_class, error_message, fingerprint, attempts, owner)
+SELECT gen_random_uuid(), id, 'acme', 'pms.booking.create', 'rejected', 'no such room', 'g', 1, 'tenant'
+FROM delivery WHERE $2 = 'failed'
+"""
+COMMANDS = LETTERS.replace("'beds24-acme', gen_random_uuid(), 'outbound'", "NULL, NULL, 'outbound'")
+
+
+@pytest.mark.parametrize(("ends", "status", "requeued"), [("done", "done", 6), ("failed", "failed", 2)])
+async def test_the_canary_of_commands_waits_for_their_deliveries_and_fails_with_them(
+    pool: Pool, db: Any, ends: str, status: str, requeued: int
+) -> None:
+    await db.execute(COMMANDS, 6, "f")
+    id_ = await ask(db, canary=2)
+    await scheduler(pool).step()
+    await db.execute(DELIVERIES, id_, "received")
+    for _ in range(3):
+        await scheduler(pool).step()
+        await db.execute("UPDATE operator_jobs SET next_at = now()")
+    assert await jobs.outcome(db, id_) == jobs.Outcome(0, 0, 2)
+    assert await db.fetchval("SELECT status FROM operator_jobs") == "canary"
+    await db.execute("DELETE FROM channel_events WHERE parent_id IS NOT NULL")
+    await db.execute("UPDATE channel_events SET status = 'received' WHERE status = 'done'")
+    await db.execute(DELIVERIES, id_, ends)
+    job = await run(pool, id_)
+    assert (job.status, job.done) == (status, requeued)
+    reasons = [(row["letters"], row["error"]) for row in await jobs.reasons(db, id_)]
+    assert reasons == ([(2, "no such room")] if ends == "failed" else [])
+
+
+async def test_a_canary_does_not_wait_for_what_a_failed_delivery_holds(pool: Pool, db: Any) -> None:
+    """A create and the update behind it: the update's delivery ends no sooner than somebody mends the create's."""
+    await db.execute(COMMANDS, 4, "f")
+    id_ = await ask(db, canary=2)
+    await scheduler(pool).step()
+    await db.execute(DELIVERIES, id_, "received")
+    await db.execute("UPDATE channel_events SET lane = 'same' WHERE parent_id IS NOT NULL")
+    head = await db.fetchval("SELECT min(seq) FROM channel_events WHERE lane = 'same'")
+    await db.execute("UPDATE channel_events SET status = 'failed' WHERE seq = $1", head)
+    job = await run(pool, id_)
+    assert (job.status, job.last_error) == (
+        "failed",
+        "canary: 0 of 2 came through, so the rest was left as it is",
+    )
+
+
 async def test_an_abandoned_head_lets_its_lane_go_on(pool: Pool, db: Any) -> None:
     await db.execute(LETTERS, 1, "f")
     lane = await db.fetchval("SELECT lane FROM channel_events")
