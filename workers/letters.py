@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from store.seal import Cipher
 
 
-def stranger(event: Event, problem: str, installation: Cipher) -> DeadLetterRow:
-    """An event that can have no row: kept whole, sealed for the installation, since it may belong to nobody."""
-    letter = letter_without_row(event.type, None, problem, {"id": event.id, "source": event.source})
-    letter.sealed = installation.seal_bytes(encode(event))
+def stranger(event: Event, problem: str, cipher: Cipher, company_id: str | None = None) -> DeadLetterRow:
+    """An event that can have no row: kept whole, sealed for its company, or for the installation if it may belong to nobody."""
+    letter = letter_without_row(event.type, company_id, problem, {"id": event.id, "source": event.source})
+    letter.sealed = cipher.seal_bytes(encode(event))
     return letter
 
 
@@ -28,6 +28,8 @@ def letter_without_row(
     event_type: str, company_id: str | None, problem: str, routing: Mapping[str, Any]
 ) -> DeadLetterRow:
     """For what could not become an event row; routing says where it came from."""
+    # No Postgres text holds a NUL; the sealed part has it as it came.
+    said = {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in routing.items()}
     return DeadLetterRow(
         event_id=None,
         company_id=company_id,
@@ -44,5 +46,5 @@ def letter_without_row(
         attempts=1,
         first_attempt_at=None,
         owner=Owner.TENANT.value,
-        routing=orjson.dumps(dict(routing)).decode(),
+        routing=orjson.dumps(said).decode(),
     )

@@ -32,18 +32,19 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
-from .letters import letter_without_row, stranger
+from .letters import stranger
 from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from adapters.port import Adapter
     from schemas.event import Event
     from store.directory import Directory
     from store.marks import Marks
     from store.pool import Connection, Pool
+    from store.seal import Cipher
     from topology.publisher import Publisher
     from topology.retry import RetryPolicy
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 PERSONAL = (("guest",), ("notes",))  # of a command's data
+_NUL = "\0"
 MOST = 500  # commands that are routed at once, however many stand before those that were woken
 
 
@@ -165,21 +167,25 @@ class RouterStage:
 
     async def _adopt(self, events: Sequence[Event]) -> None:
         """Rows for the commands that services published; what cannot have a row becomes a dead letter."""
-        rows, lost = [], []
+        rows: list[tuple[CommandRow, Event, Cipher]] = []
+        lost = []
         for event in events:
-            cipher = await outlast(lambda e=event: self._directory.cipher(e.companyid or ""))  # type: ignore[misc]
+            cipher = await outlast(lambda e=event: self._directory.cipher(_company(e)))  # type: ignore[misc]
             problem = _problem(event, known=cipher is not None)
-            if cipher is None or problem is not None:
+            if cipher is None:
                 lost.append(stranger(event, str(problem), self._directory.installation))
+            elif problem is not None:
+                lost.append(stranger(event, problem, cipher, event.companyid))
             else:
-                rows.append(command_row(event.row_id, str(event.companyid), event, cipher.seal))
+                rows.append((command_row(event.row_id, str(event.companyid), event, cipher.seal), event, cipher))
 
-        async def insert(batch: Sequence[CommandRow]) -> None:
+        async def insert(batch: Sequence[tuple[CommandRow, Event, Cipher]]) -> None:
             async with self._pool.acquire() as connection, connection.transaction():
-                await store.insert_commands(connection, batch)
+                await store.insert_commands(connection, [row for row, *_ in batch])
 
-        async def refuse(row: CommandRow, error: Exception) -> None:
-            lost.append(_refused(row, error))
+        async def refuse(one: tuple[CommandRow, Event, Cipher], error: Exception) -> None:
+            _, event, cipher = one
+            lost.append(stranger(event, f"the database refuses it: {type(error).__name__}", cipher, event.companyid))
 
         if rows:
             await commit(rows, insert, refuse)
@@ -395,10 +401,18 @@ def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
     )
 
 
+def _company(event: Event) -> str:
+    """Nobody's name where none is given, or one that the database cannot be asked for."""
+    return "" if event.companyid is None or _NUL in event.companyid else event.companyid
+
+
 def _problem(event: Event, *, known: bool) -> str | None:
     """Why an event can have no row, or None."""
     if event.companyid is None:
         return "companyid: missing"
+    place = next((at for name, value in event if (at := _place_of_nul(value, name))), None)
+    if place is not None:
+        return f"{place}: holds a NUL character, which the database cannot keep; send it again without"
     if not known:
         return f"companyid: {event.companyid} does not exist"
     if event.data is None:
@@ -406,9 +420,18 @@ def _problem(event: Event, *, known: bool) -> str | None:
     return None
 
 
-def _refused(row: CommandRow, error: Exception) -> DeadLetterRow:
-    letter = letter_without_row(
-        row.event_type, row.company_id, f"the database refuses it: {type(error).__name__}", {"id": str(row.id)}
-    )
-    letter.sealed = row.sealed
-    return letter
+def _place_of_nul(value: Any, place: str) -> str | None:
+    """The path of the first value with one, or of the object whose member's name has one."""
+    members: Iterable[tuple[object, Any]]
+    match value:
+        case str():
+            return place if _NUL in value else None
+        case dict() if any(_NUL in name for name in value):
+            return place
+        case dict():
+            members = value.items()
+        case list():
+            members = enumerate(value)
+        case _:
+            return None
+    return next((at for name, one in members if (at := _place_of_nul(one, f"{place}.{name}"))), None)

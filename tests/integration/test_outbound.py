@@ -296,6 +296,40 @@ async def test_a_command_without_data_is_a_dead_letter_and_not_silence(world: Wo
     assert "data: missing" in await world.db.fetchval("SELECT error_message FROM dead_letters")
 
 
+@pytest.mark.parametrize(
+    ("changes", "event_id", "problem"),
+    [
+        ({"periods": [{"a": 1}, {"a": "x\0y"}]}, "order-7", "data.periods.1.a: holds a NUL character"),
+        ({"guest": {"last\0Name": "Roe"}}, "order-7", "data.guest: holds a NUL character"),
+        ({}, "order\0", "id: holds a NUL character"),
+        ({"reservationId": "refused"}, "order-7", "the database refuses it: CheckViolationError"),
+    ],
+)
+async def test_a_command_that_the_database_cannot_keep_is_kept_whole(
+    world: World, core: CorePms, changes: dict[str, Any], event_id: str, problem: str
+) -> None:
+    await world.db.execute("ALTER TABLE channel_events ADD CHECK (entity_internal_id <> 'refused')")
+    data = {**CREATE, "reservationId": "B-18", **changes}
+    await core.publish("pms.booking.create", "B-18", COMPANY, data, "k-1", event_id=event_id)
+    await create(core, "B-19")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    letter = await world.db.fetchrow(
+        "SELECT company_id, error_message, sealed, routing::text AS routing FROM dead_letters"
+    )
+    assert (letter["company_id"], letter["error_message"].partition(",")[0]) == (COMPANY, problem)
+    assert orjson.loads(letter["routing"])["id"] == event_id.replace("\0", "\ufffd")
+    kept = orjson.loads((await world.cipher()).open_bytes(letter["sealed"]))
+    assert (kept["id"], kept["data"]) == (event_id, data)
+
+
+async def test_a_company_with_a_nul_is_nobodys(world: World, core: CorePms) -> None:
+    await core.publish("pms.booking.create", "B-18", f"{COMPANY}\0", {}, "k-1")
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    letter = await world.db.fetchrow("SELECT company_id, error_message FROM dead_letters")
+    assert letter["company_id"] is None
+    assert letter["error_message"].startswith("companyid: holds a NUL character")
+
+
 async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipeline(
     world: World, core: CorePms
 ) -> None:
