@@ -55,18 +55,25 @@ async def behind_letters(connection: Connection, ids: Sequence[UUID]) -> list[Be
             r["id"],
             r["status"],
             r["starts"],
-            Asleep(r["id"], r["company_id"], r["event_type"], r["trace"], r["vendor"] if r["delivery"] else None),
+            Asleep(
+                r["id"],
+                r["company_id"],
+                r["event_type"],
+                r["trace"],
+                r["vendor"] if r["delivery"] else None,
+                inbound=r["direction"] == "inbound",
+            ),
         )
         for r in await connection.fetch(_SQL["behind_letters"], ids)
     ]
 
 
-async def park_poison(connection: Connection, ids: Sequence[UUID]) -> list[DeadLetterRow]:
-    """Ends these events as failed; the letters that the caller must bury in the same transaction."""
+async def park_poison(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, DeadLetterRow]:
+    """Ends these events as failed; the letters that the caller must bury, and tell of, in the same transaction."""
     if not ids:
-        return []
-    return [
-        DeadLetterRow(
+        return {}
+    return {
+        r["id"]: DeadLetterRow(
             event_id=r["id"],
             company_id=r["company_id"],
             connection_id=r["connection_id"],
@@ -84,7 +91,7 @@ async def park_poison(connection: Connection, ids: Sequence[UUID]) -> list[DeadL
             owner=Owner.PIPELINE.value,
         )
         for r in await connection.fetch(_SQL["park_poison"], ids)
-    ]
+    }
 
 
 async def find(connection: Connection, wanted: Filter, limit: int, before: UUID | None = None) -> list[asyncpg.Record]:

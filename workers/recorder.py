@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from schemas.event import MalformedMessageError, decode
-from schemas.vocabulary import OPEN_STATUSES, Fault
+from schemas.vocabulary import OPEN_STATUSES, Fault, Result
 from store import dead_letters as store
+from store.results import keep
 from store.settle import bury
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
+from . import results
 from .decide import MAX_STARTS
 from .letters import letter_without_row
 from .persist import outlast
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from store.directory import Directory
     from store.pool import Pool
+    from store.relay import Asleep
+    from store.results import CoreEventRow
+    from store.settle import DeadLetterRow
     from topology.consumer import Consumer, Incoming
     from topology.publisher import Publisher
 
@@ -61,7 +66,10 @@ class Recorder:
         async with self._pool.acquire() as connection, connection.transaction():
             found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
             poison = [row.id for row in found.values() if row.status in _OPEN and row.starts > MAX_STARTS]
-            await bury(connection, await store.park_poison(connection, poison))
+            letters = await store.park_poison(connection, poison)
+            await bury(connection, list(letters.values()))
+            commands = [(letter, found[id_].asleep) for id_, letter in letters.items() if not found[id_].asleep.inbound]
+            await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
             # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
             wakes += [wake_up(row.asleep) for row in found.values() if row.status in _OPEN and row.id not in poison]
         orphans = [event for event in events if event.row_id not in found]
@@ -80,6 +88,20 @@ class Recorder:
         async with self._pool.acquire() as connection:
             await bury(connection, [letter])
         _log.warning("dead letter without an event", extra=about(queue=self._queue, reason=problem))
+
+
+def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:
+    return results.command_ended(
+        Result.COMMAND_FAILED,
+        company_id=row.company_id,
+        connection_id=letter.connection_id,
+        subject=letter.entity_internal_id or str(row.id),
+        command_type=row.event_type,
+        cause_id=row.id,
+        trace=row.trace,
+        fault=letter.error_class,
+        error=letter.error_message,
+    )
 
 
 def _routing(incoming: Incoming, queue: str) -> dict[str, Any]:

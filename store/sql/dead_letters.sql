@@ -1,15 +1,25 @@
 -- name: behind_letters
-SELECT e.id, e.company_id, e.event_type, e.trace, e.status, e.starts, c.vendor, e.parent_id IS NOT NULL AS delivery
+SELECT e.id, e.company_id, e.event_type, e.trace, e.status, e.starts, c.vendor, e.parent_id IS NOT NULL AS delivery,
+       e.direction
 FROM channel_events e LEFT JOIN connections c ON c.id = e.connection_id
 WHERE e.id = ANY ($1::uuid[])
 
 -- name: park_poison
-UPDATE channel_events e
-SET status = 'failed', attempts = e.attempts + 1, processed_at = clock_timestamp(), lease_until = NULL,
-    error_class = 'poison', last_error = 'started ' || e.starts || ' times and never ended'
-WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'processing', 'retrying')
-RETURNING e.id, e.company_id, e.connection_id, split_part(e.event_type, '.', 1) AS vendor, e.event_type, e.entity_type,
-    e.entity_external_id, e.entity_internal_id, e.last_error, e.attempts, e.received_at
+-- With the attempt in the history, like any other that ended.
+WITH parked AS (
+    UPDATE channel_events e
+    SET status = 'failed', attempts = e.attempts + 1, processed_at = clock_timestamp(), lease_until = NULL,
+        error_class = 'poison', last_error = 'started ' || e.starts || ' times and never ended'
+    WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'processing', 'retrying')
+    RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id,
+        e.last_error, e.attempts, e.received_at, e.worker
+), tried AS (
+    INSERT INTO event_attempts (event_id, company_id, attempt, outcome, error_class, error_code, error, worker, started_at)
+    SELECT id, company_id, attempts, 'park', 'poison', 'poison', last_error, worker, clock_timestamp() FROM parked
+)
+SELECT p.id, p.company_id, p.connection_id, c.vendor, p.event_type, p.entity_type, p.entity_external_id, p.entity_internal_id,
+       p.last_error, p.attempts, p.received_at
+FROM parked p LEFT JOIN connections c ON c.id = p.connection_id
 
 -- name: list
 -- Newest first. The filter, here and below: $1 status (null: open), $2 vendor, $3 company, $4 operation, $5 error class,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import aio_pika
 import pytest
 
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
-from schemas.event import Event
+from schemas.event import Event, encode
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
-from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from topology.declared import dlq
 from workers.decide import MAX_STARTS
 
 
@@ -75,3 +77,26 @@ async def test_a_delivery_that_is_a_poison_is_parked_without_a_call(world: World
         told = await core.wait_for(lambda e: e.type == "core.command.failed")
     assert told.data["fault"] == "poison"
     assert len(world.sim.account.calls) == calls
+
+
+async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_vendor_and_told(world: World) -> None:
+    await world.start("scheduler")  # and no worker: the last one has died of it
+    event_id = await world.db.fetchval(
+        """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,
+               entity_internal_id, idempotency_key, payload, status, attempts, starts, worker, lease_until, published_at)
+           VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), 'outbound', 'pms.booking.cancel', 'reservation', 'B-1', 'k',
+               '{}', 'processing', 4, $3, 'w', now() + interval '1 hour', now()) RETURNING id""",
+        COMPANY,
+        CONNECTION,
+        MAX_STARTS + 1,
+    )
+    async with CorePms(world.amqp_url) as core:
+        async with await aio_pika.connect(world.amqp_url) as connection:
+            wake_up = aio_pika.Message(encode(Event(id=str(event_id), type="pms.booking.cancel", companyid=COMPANY)))
+            await (await connection.channel()).default_exchange.publish(wake_up, dlq("beds24"))
+        told = await core.wait_for(lambda e: e.type == "core.command.failed")
+    assert (told.subject, told.data["fault"], told.data["connectionId"]) == ("B-1", "poison", CONNECTION)
+    letter = await world.db.fetchrow("SELECT event_id, vendor, error_class FROM dead_letters")
+    assert tuple(letter) == (event_id, "beds24", "poison")
+    attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
+    assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS + 1} times and never ended")
