@@ -12,7 +12,7 @@
     ├── Unmapped             an id of ours has no counterpart at the vendor (or the reverse)
     └── Malformed            a vendor's document that cannot be what it claims: says which field
 
-Anything else that leaves an adapter is a bug. Texts name vendor, operation, field and the vendor's own code, never a
+Anything else that leaves an adapter is a bug. Texts and places name vendor, operation, field and the vendor's own code, never a
 guest's data nor a secret.
 """
 
@@ -22,14 +22,21 @@ from schemas.vocabulary import Fault
 
 
 class AdapterError(Exception):
-    """code is the vendor's own; retry_after is in seconds."""
+    """code is the vendor's own; retry_after is in seconds.
+
+    place is what tells this cause from others with the same code: the field that was refused, what is not mapped. Dead letters
+    are grouped by it; without one, by what the message opens with, up to its first colon.
+    """
 
     fault: Fault = Fault.BUG
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after: float | None = None, place: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after = retry_after
+        self.place = place
 
 
 class Transient(AdapterError):  # noqa: N818 - named for what follows, as the tree above

@@ -60,10 +60,12 @@ class DeadLetterRow:
     owner: str
     sealed: bytes | None = None
     routing: str | None = None
+    place: str | None = None
 
     def fingerprint(self) -> str:
-        """Same cause, same fingerprint: vendor, operation, class and code, and the field that the message opens with."""
-        place = self.error_message.partition(":")[0]
+        """Same cause, same fingerprint: vendor, operation, class and code, and the place, or the field that the message opens
+        with."""
+        place = self.error_message.partition(":")[0] if self.place is None else self.place
         parts = (self.vendor, self.operation, self.error_class, self.error_code, place)
         return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:12]
 

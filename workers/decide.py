@@ -56,7 +56,7 @@ def decide(
     fault, message, code, after = _read(error)
     if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
         return Retry(fault, message, max(delay(policy, attempt - 1, random), after or 0.0), code)
-    return Park(fault, message, _OWNERS[fault], code)
+    return Park(fault, message, _OWNERS[fault], code, error.place if isinstance(error, AdapterError) else None)
 
 
 def _read(error: BaseException) -> tuple[Fault, str, str | None, float | None]:

@@ -80,6 +80,7 @@ def all_mapped(command: Command) -> None:
             raise Unmapped(
                 f"{kind.value}: {internal} has no id at this connection; add it with `staybus mapping add`, then requeue",
                 code="unmapped",
+                place=f"{kind.value} {internal}",
             )
 
 
@@ -181,6 +182,7 @@ def dead_letter(work: Work, park: Park) -> DeadLetterRow:
         attempts=row.attempts,
         first_attempt_at=work.started_at,
         owner=park.owner.value,
+        place=park.place,
     )
 
 

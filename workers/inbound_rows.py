@@ -150,6 +150,7 @@ def dead_letter(work: Work, outcome: Park) -> DeadLetterRow:
         attempts=row.attempts + 1,
         first_attempt_at=work.started_at,
         owner=outcome.owner.value,
+        place=outcome.place,
     )
 
 

@@ -39,10 +39,13 @@ class Defer:
 
 @dataclass(frozen=True, slots=True)
 class Park:
+    """place: as an AdapterError has it"""
+
     fault: Fault
     message: str
     owner: Owner
     code: str | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,7 @@ class RouterStage:
                     "then requeue",
                     Owner.TENANT,
                     "unmapped",
+                    f"{kind} {internal}",
                 )
 
     # ------------------------------------------------------------------ settle
@@ -398,6 +399,7 @@ def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
         attempts=row.attempts + 1,
         first_attempt_at=command.started_at,
         owner=park.owner.value,
+        place=park.place,
     )
 
 

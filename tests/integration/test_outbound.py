@@ -197,6 +197,22 @@ async def test_bad_commands_become_dead_letters_that_name_the_field(world: World
     assert world.sim.account.bookings == {}
 
 
+async def test_what_is_not_mapped_tells_the_causes_apart(world: World, core: CorePms) -> None:
+    wanted = [
+        {"propertyId": "P-1"},
+        {"propertyId": "P-1"},
+        {"propertyId": "P-2"},
+        {"roomTypeId": "R-1"},
+        {"roomTypeId": "R-2"},
+    ]
+    for number, changes in enumerate(wanted):
+        await create(core, f"B-2{number}", **changes)
+    await world.until("SELECT count(*) FROM dead_letters", equals=5)
+    groups = await dead_letters.groups(world.db, dead_letters.Filter(error_class="unmapped"))
+    found = {" ".join(row["error"].split()[:2]): row["letters"] for row in groups}
+    assert found == {"property: P-1": 2, "property: P-2": 1, "room_type: R-1": 1, "room_type: R-2": 1}
+
+
 async def test_a_refused_item_inside_a_201_is_a_dead_letter_of_the_tenant(world: World, core: CorePms) -> None:
     world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings", field="arrival"))
     await create(core, "B-8")

@@ -55,6 +55,12 @@ def test_what_needs_a_person_is_parked_at_once_for_the_tenant(error: errors.Adap
     assert (found.fault, found.owner, found.code) == (fault, Owner.TENANT, error.code)
 
 
+def test_the_place_goes_along_to_the_dead_letter() -> None:
+    found = outcome(errors.Rejected("beds24 bookings.update: refused: roomId: invalid", place="roomId"))
+    assert isinstance(found, Park)
+    assert found.place == "roomId"
+
+
 def test_a_bug_is_ours_and_its_text_is_not_repeated() -> None:
     found = outcome(ValueError("the guest is called Long"))
     assert isinstance(found, Park)
