@@ -28,15 +28,14 @@ def letter_without_row(
     event_type: str, company_id: str | None, problem: str, routing: Mapping[str, Any]
 ) -> DeadLetterRow:
     """For what could not become an event row; routing says where it came from."""
-    # No Postgres text holds a NUL; the sealed part has it as it came.
-    said = {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in routing.items()}
+    said = {name: _storable(value) if isinstance(value, str) else value for name, value in routing.items()}
     return DeadLetterRow(
         event_id=None,
         company_id=company_id,
         connection_id=None,
         vendor=None,
         queue=None,
-        operation=event_type,
+        operation=_storable(event_type),
         entity_type=None,
         entity_external_id=None,
         entity_internal_id=None,
@@ -48,3 +47,8 @@ def letter_without_row(
         owner=Owner.TENANT.value,
         routing=orjson.dumps(said).decode(),
     )
+
+
+def _storable(text: str) -> str:
+    """No Postgres text holds a NUL; the sealed part has it as it came."""
+    return text.replace("\0", "\ufffd")

@@ -60,7 +60,8 @@ class Recorder:
         try:
             events = decode(incoming.body)
         except MalformedMessageError as error:
-            await self._keep(incoming, f"body: {error}", routing)
+            problem = str(error).removeprefix("body").lstrip(": ")  # some name the body, some a field of it
+            await self._keep(incoming, f"body: {problem}", routing)
             return []
         wakes: list[WakeUp] = []
         async with self._pool.acquire() as connection, connection.transaction():
@@ -80,7 +81,7 @@ class Recorder:
         return wakes
 
     async def _keep(self, incoming: Incoming, problem: str, routing: dict[str, Any]) -> None:
-        letter = letter_without_row(incoming.routing_key, None, problem, routing)
+        letter = letter_without_row(routing["key"], None, problem, routing)
         letter.queue = self._queue
         letter.error_class = Fault.INVALID.value
         letter.error_code = "unreadable_message"
@@ -105,11 +106,11 @@ def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:
 
 
 def _routing(incoming: Incoming, queue: str) -> dict[str, Any]:
-    """Where the broker had it, from its x-death header."""
+    """Where the broker had it and by which key, from its x-death header; its own key by now is the dead letters'."""
     deaths = incoming.headers.get("x-death") or []
     last = deaths[0] if deaths and isinstance(deaths[0], dict) else {}
+    keys = last.get("routing-keys")
+    key = keys[0] if isinstance(keys, list) and keys else incoming.routing_key
     facts = {"queue": last.get("queue"), "reason": last.get("reason"), "count": last.get("count")}
-    document: dict[str, Any] = orjson.loads(
-        orjson.dumps({**facts, "dlq": queue, "key": incoming.routing_key}, default=str)
-    )
+    document: dict[str, Any] = orjson.loads(orjson.dumps({**facts, "dlq": queue, "key": str(key)}, default=str))
     return document

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
+import aio_pika
 import orjson
 import pytest
 
@@ -16,6 +17,7 @@ from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from store import dead_letters
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from topology.declared import EVENTS
 
 CREATE: dict[str, Any] = {
     "propertyId": "P1",
@@ -344,6 +346,26 @@ async def test_a_company_with_a_nul_is_nobodys(world: World, core: CorePms) -> N
     letter = await world.db.fetchrow("SELECT company_id, error_message FROM dead_letters")
     assert letter["company_id"] is None
     assert letter["error_message"].startswith("companyid: holds a NUL character")
+
+
+@pytest.mark.parametrize(
+    ("key", "body", "problem"),
+    [
+        ("pms.booking.create", b"{no event", "body: Invalid JSON"),
+        ("pms.a\0b", b" " * 600_000, "body: has 600000 bytes"),
+        ("pms.booking.create", b"[]", "body: an empty batch"),
+    ],
+)
+async def test_what_nobody_can_read_is_filed_under_the_key_it_came_by(
+    world: World, core: CorePms, key: str, body: bytes, problem: str
+) -> None:
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange(EVENTS, ensure=False)
+        await exchange.publish(aio_pika.Message(body), key)
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    letter = await world.db.fetchrow("SELECT operation, error_message, routing::text AS routing FROM dead_letters")
+    assert letter["error_message"].startswith(problem)
+    assert letter["operation"] == orjson.loads(letter["routing"])["key"] == key.replace("\0", "\ufffd")
 
 
 async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipeline(
