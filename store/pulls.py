@@ -67,15 +67,20 @@ async def hold(connection: Connection, lease: Lease, seconds: float) -> bool:
     return await connection.fetchval(_SQL["hold"], *lease.token, seconds) is not None
 
 
-async def stored(connection: Connection, connection_id: str, facts: Sequence[tuple[str, UUID]]) -> dict[int, Stored]:
-    """facts: (external id, event that has its key). By place in `facts`, where that event has had its end."""
+async def stored(
+    connection: Connection, connection_id: str, facts: Sequence[tuple[str, UUID]]
+) -> dict[int, Stored | None]:
+    """facts: (external id, event that has its key). By place in `facts`, where that event has had its end; None: nothing is."""
     if not facts:
         return {}
     columns = zip(*((n, *fact) for n, fact in enumerate(facts)), strict=True)
-    return {
-        row["n"]: Stored(row["source_event"], row["source_version"], dict(list(row.items())[3:-1]), row["guest"])
-        for row in await connection.fetch(_SQL["stored"], connection_id, *columns)
-    }
+    return {row["n"]: _stored(row) for row in await connection.fetch(_SQL["stored"], connection_id, *columns)}
+
+
+def _stored(row: asyncpg.Record) -> Stored | None:
+    if row["source_event"] is None:
+        return None
+    return Stored(row["source_event"], row["source_version"], dict(list(row.items())[3:-1]), row["guest"])
 
 
 async def known(connection: Connection, company_id: str, keys: Sequence[str]) -> set[str]:

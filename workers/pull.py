@@ -100,6 +100,11 @@ def is_astray(
     return guest != entity.guest.model_dump(include=SEALED_GUEST, exclude_none=True)
 
 
+def _is_wrong(known: Known, state: Sourced[Reservation], stored: Stored) -> bool:
+    guest = known.cipher.open(stored.guest) if stored.guest else None
+    return is_astray(state, stored.source_version, stored.fields, guest)
+
+
 def pulled_vendors(adapters: Mapping[str, Adapter]) -> list[str]:
     return sorted(name for name, adapter in adapters.items() if adapter.manifest.pulls)
 
@@ -310,10 +315,11 @@ class Puller:
     async def _astray(
         self, known: Known, facts: Sequence[Fact], rows: Sequence[FactRow], outcomes: Mapping[UUID, FactOutcome]
     ) -> list[FactRow]:
-        """What the vendor is at, and we have left for a state that is not the vendor's any more.
+        """What the vendor is at, and we have left for a state that is not the vendor's any more, or never had.
 
         Its event is done, so its key alone would call it a duplicate for ever: it gets one of its own, made of what is stored
-        wrongly, so that it is tried once. So a booking comes right that returned to an earlier state within one second.
+        wrongly, so that it is tried once. So a booking comes right that returned to an earlier state within one second, and
+        one comes in that the vendor did not show yet when its webhook had us ask for it.
         """
         told = [
             (fact, row, outcome.id)
@@ -321,7 +327,7 @@ class Puller:
             if (outcome := outcomes.get(row.id)) is not None and not outcome.recorded
         ]
 
-        async def look() -> dict[int, Stored]:
+        async def look() -> dict[int, Stored | None]:
             async with self._pool.acquire() as connection:
                 named = [(fact.external_id, event_id) for fact, _, event_id in told]
                 return await store.stored(connection, known.connection.id, named)
@@ -330,9 +336,9 @@ class Puller:
         for n, stored in (await outlast(look)).items():
             fact, row, event_id = told[n]
             state = self._state(known, fact, event_id)
-            guest = known.cipher.open(stored.guest) if state is not None and stored.guest else None
-            if state is not None and is_astray(state, stored.source_version, stored.fields, guest):
-                found.append(replace(row, id=uuid7(), idempotency_key=f"{row.idempotency_key}~{stored.source_event}"))
+            if state is not None and (stored is None or _is_wrong(known, state, stored)):
+                wrong = event_id if stored is None else stored.source_event
+                found.append(replace(row, id=uuid7(), idempotency_key=f"{row.idempotency_key}~{wrong}"))
         return found
 
     def _state(self, known: Known, fact: Fact, event_id: UUID) -> Sourced[Reservation] | None:

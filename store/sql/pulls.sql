@@ -36,14 +36,14 @@ WHERE connection_id = $1 AND worker = $2 AND started_at = $3 AND lease_until IS 
 RETURNING connection_id
 
 -- name: stored
--- Of facts that are recorded already ($2 their number, $4 the event that has their key): what is stored of their entity,
--- where the event has had its end.
+-- Of facts that are recorded already ($2 their number, $4 the event that has their key): what is stored of their entity, or
+-- nulls, where the event has had its end.
 SELECT g.n, r.source_event, r.source_version, r.external_property_id, r.external_room_type_id, r.external_unit_id, r.status,
        r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference, r.booked_at,
        r.cancelled_at, u.sealed AS guest
 FROM unnest($2::int[], $3::text[], $4::uuid[]) AS g (n, external_id, event_id)
 JOIN channel_events e ON e.id = g.event_id AND e.status IN ('done', 'skipped')
-JOIN int_reservations r ON r.connection_id = $1 AND r.external_id = g.external_id
+LEFT JOIN int_reservations r ON r.connection_id = $1 AND r.external_id = g.external_id
 LEFT JOIN int_guests u ON u.id = r.guest_id
 
 -- name: known

@@ -15,6 +15,7 @@ from ops.parts import inbound_attempts, open_parts
 from simulators.beds24 import operations
 from simulators.beds24.faults import Fault, FaultKind
 from store import pulls
+from store.connections import set_config
 from store.pulls import Lease
 from telemetry import metrics
 from tests.fleet import CONNECTION, World
@@ -330,6 +331,24 @@ async def test_a_booking_that_returned_to_an_earlier_state_within_a_second_is_se
     await whole.all_settled()
     assert await whole.db.fetchval("SELECT status FROM int_reservations") == "confirmed"
     assert await pull(whole) == Pulled(pages=1, listed=1, recorded=0)
+
+
+async def test_a_booking_that_the_vendor_shows_later_than_its_webhook_is_not_left_out(world: World) -> None:
+    """Asked for at once, it was not there (a replica that lags): its key alone would call it a duplicate for ever."""
+    await set_config(world.db, CONNECTION, {"fetch": "always"})
+    await world.start("ingress", "inbound", "scheduler")
+    booking = book(world)
+    body = world.sim.account.webhook_body(booking["id"])
+    del world.sim.account.bookings[booking["id"]]
+    assert (await world.webhook(body)).status_code == 202
+    await world.all_settled()
+    assert await world.db.fetchval("SELECT last_error FROM channel_events") == "gone at the vendor"
+    world.sim.account.bookings[booking["id"]] = booking
+    assert await pull(world) == Pulled(pages=1, listed=1, recorded=1)
+    await world.all_settled()
+    assert await world.db.fetchval("SELECT external_id FROM int_reservations") == str(booking["id"])
+    assert await world.db.fetchval("SELECT count(*) FROM core_events") == 1
+    assert await pull(world) == Pulled(pages=1, listed=1, recorded=0)
 
 
 async def test_an_earlier_begin_than_ever_covers_all_and_a_later_one_leaves_the_gap_open(whole: World) -> None:
