@@ -44,6 +44,8 @@ FETCH = 90.0  # seconds that one fetch may take, all its calls and a new token i
 FETCHES = 64  # at once, of one vendor: fewer than its client has sockets
 HINTS = 100  # of one connection that share a fetch
 LAST_WORD = 5.0  # seconds at a stop for the database to take back what was not begun
+LAG = timedelta(minutes=2)  # after a fact came, until "not there" is believed
+SOON = timedelta(seconds=10)  # until what is not there is asked for a second time; then later and later
 WAITING = 1_000  # hints of one connection in hand; what is beyond comes again later
 
 
@@ -242,7 +244,7 @@ class Hints:
             life = True
             for work, hint in hints.items():
                 effects = found.get(hint)
-                work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
+                work.outcome = Done(effects) if effects is not None else _not_there(work, self._now())
                 work.fetched = True
         finally:
             self._governor.ended(call)
@@ -279,6 +281,14 @@ class Hints:
 def _may_be_of_one(error: Exception) -> bool:
     """Whether one of many entities may be the reason why none could be read."""
     return not isinstance(error, AdapterError) or error.fault in {Fault.INVALID, Fault.REJECTED}
+
+
+def _not_there(work: Work, now: datetime) -> Skip | Defer:
+    """Not believed at once: a webhook may be faster than what the vendor reads from."""
+    age = now - work.row.received_at
+    if age >= LAG:
+        return Skip("gone at the vendor")
+    return Defer(now + max(SOON, 2 * age), "not at the vendor, or not yet")
 
 
 def in_doubt(work: Work) -> Work:

@@ -11,6 +11,11 @@ from simulators.beds24.faults import Fault, FaultKind
 from store import connections
 from tests.fleet import CONNECTION, SECRET, World
 
+NOT_THERE = (
+    "SELECT count(*) FROM channel_events WHERE status = 'retrying' AND last_error = 'not at the vendor, or not yet'"
+)
+LONG_AGO = "UPDATE channel_events SET received_at = received_at - interval '2 minutes', next_attempt_at = now()"
+
 
 @pytest.fixture
 async def whole(world: World) -> World:
@@ -66,12 +71,28 @@ async def test_a_cancelled_booking_is_found_too_and_a_gone_one_is_skipped(whole:
     whole.sim.account.cancel(booking["id"])
     await whole.webhook({"booking": {"id": booking["id"]}})
     await whole.webhook({"booking": {"id": 999_999_999}})
+    await whole.until(NOT_THERE, equals=1)
+    await whole.db.execute(f"{LONG_AGO} WHERE status = 'retrying'")
     await whole.all_settled()
     assert await whole.db.fetchval("SELECT status FROM int_reservations") == "cancelled"
     gone = await whole.db.fetchrow(
         "SELECT status, last_error FROM channel_events WHERE entity_external_id = '999999999'"
     )
     assert tuple(gone) == ("skipped", "gone at the vendor")
+
+
+async def test_what_the_vendor_does_not_show_yet_is_asked_for_again(
+    whole: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.hints.SOON", timedelta(seconds=0.5))
+    booking = book(whole)
+    del whole.sim.account.bookings[booking["id"]]
+    await whole.webhook({"booking": {"id": booking["id"]}})
+    await whole.until(NOT_THERE, equals=1)
+    whole.sim.account.bookings[booking["id"]] = booking
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(booking["id"])
+    assert tuple(await whole.db.fetchrow("SELECT status, attempts FROM channel_events")) == ("done", 1)
 
 
 async def test_a_fetch_that_fails_is_tried_again(whole: World) -> None:
