@@ -22,6 +22,7 @@ from store.gather import Gather, GatherFull
 from store.ingest import FactOutcome, FactRow, RequestRow, fact_row, record
 from store.marks import Marks
 from store.pool import is_outage
+from store.seal import SealError
 from telemetry import metrics
 from telemetry.logs import about
 from telemetry.trace import begin
@@ -178,6 +179,8 @@ class Webhooks:
     async def _directory_get(self, connection_id: str) -> Known | None:
         try:
             return await self._directory.get(connection_id)
+        except SealError as error:
+            raise _locked(connection_id, error) from error
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -195,6 +198,8 @@ class Webhooks:
                 arrival.signature = "invalid" if _is_signed(webhook, adapter, known) else "missing"
                 metrics.SIGNATURE_FAILURES.labels(arrival.vendor).inc()
                 raise Problem(403, "signature-refused", str(first)) from first
+            except SealError as error:
+                raise _locked(known.connection.id, error) from error
             except Exception as error:
                 if not is_outage(error):
                     raise
@@ -251,7 +256,7 @@ class Webhooks:
                 code=problem.code,
             ),
         )
-        if problem.status in {429, 503} or problem.members.pop("logged", False):
+        if problem.code in {"overloaded", "not-durable"} or problem.members.pop("logged", False):
             return  # the log's own database is what is away, or the line is written already
         try:
             await self._submit(self._row(arrival, [], problem.status, problem.detail[:500]))
@@ -303,6 +308,17 @@ def _too_large() -> Problem:
 
 def _unavailable() -> Problem:
     return Problem(503, "not-durable", "the webhook could not be recorded; send it again", retry_after=5)
+
+
+def _locked(connection_id: str, error: SealError) -> Problem:
+    """The sender can do nothing about it but send again; what is wrong is for the operator's eyes."""
+    _log.error("connection cannot be opened", extra=about(connection_id=connection_id, error=str(error)))
+    return Problem(
+        503,
+        "connection-locked",
+        "staybus cannot check this connection's webhooks now; its log says why; send the webhook again",
+        retry_after=60,
+    )
 
 
 def _expect_json(headers: Mapping[str, str]) -> None:

@@ -11,10 +11,13 @@ import orjson
 
 from schemas.connection import Connection
 
+from .seal import SealError
 from .statements import statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import asyncpg
 
     from .pool import Pool
     from .seal import Cipher, KeyFile
@@ -62,6 +65,7 @@ class Directory:
         return self._keys.installation
 
     async def get(self, connection_id: str) -> Known | None:
+        """raises SealError: it is not known yet, and what is sealed of it cannot be opened"""
         entry = self._known.get(connection_id)
         if entry is None:
             return await self._read(connection_id)
@@ -74,7 +78,7 @@ class Directory:
         return known
 
     async def again(self, connection_id: str) -> Known | None:
-        """The value as it is in the database now; callers in a tenth of a second share one read."""
+        """The value as it is in the database now; callers in a tenth of a second share one read. raises SealError"""
         entry = self._known.get(connection_id)
         age = self._clock() - entry[0] if entry is not None else 1.0
         if age < 0.1:  # read a moment ago: what has changed since is in the next read, which all of these wait for
@@ -108,30 +112,39 @@ class Directory:
 
     async def _load(self, connection_id: str) -> Known | None:
         row = await self._pool.fetchrow(_SQL["load"], connection_id)
-        known: Known | None = None
-        if row is not None:
-            cipher = self._ciphers.get(row["company_id"])
-            if cipher is None:
-                cipher = self._ciphers[row["company_id"]] = self._keys.cipher(row["company_id"], row["data_key"])
-            known = Known(
-                Connection(
-                    id=row["id"],
-                    company_id=row["company_id"],
-                    vendor=row["vendor"],
-                    name=row["name"],
-                    status=row["status"],
-                    external_account_id=row["external_account_id"],
-                    config=orjson.loads(row["config"]),
-                    currencies=orjson.loads(row["currencies"] or "{}"),
-                ),
-                cipher,
-                tuple(
-                    cipher.open_bytes(sealed).decode()
-                    for sealed in (row["webhook_secret"], row["previous_secret"])
-                    if sealed is not None
-                ),
-            )
+        known = None if row is None else self._opened(row)
         if len(self._known) > 50_000:  # ids from the outside must not grow it without bound
             self._known.clear()
         self._known[connection_id] = (self._clock(), known)
         return known
+
+    def _opened(self, row: asyncpg.Record) -> Known:
+        """raises SealError"""
+        try:
+            cipher = self._ciphers.get(row["company_id"])
+            if cipher is None:
+                cipher = self._ciphers[row["company_id"]] = self._keys.cipher(row["company_id"], row["data_key"])
+            secrets = tuple(
+                cipher.open_bytes(sealed).decode()
+                for sealed in (row["webhook_secret"], row["previous_secret"])
+                if sealed is not None
+            )
+        except SealError as error:
+            raise SealError(
+                f"connection {row['id']}: its webhook_secret or the data key of {row['company_id']} cannot be opened;"
+                " put back the key file, or the row, that they were sealed with"
+            ) from error
+        return Known(
+            Connection(
+                id=row["id"],
+                company_id=row["company_id"],
+                vendor=row["vendor"],
+                name=row["name"],
+                status=row["status"],
+                external_account_id=row["external_account_id"],
+                config=orjson.loads(row["config"]),
+                currencies=orjson.loads(row["currencies"] or "{}"),
+            ),
+            cipher,
+            secrets,
+        )

@@ -19,6 +19,7 @@ from schemas.event import SOURCE
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
 from store.overlay import document
+from store.seal import SealError
 from store.settle import SettledElsewhereError, bury, finish, resolve
 from telemetry.logs import about
 
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
     from schemas.entities import Reservation, Sourced
     from schemas.event import Event
-    from store.directory import Directory
+    from store.directory import Directory, Known
+    from store.inbound import InboundRow
     from store.pool import Connection, Pool
     from store.results import Batch
     from topology.retry import RetryPolicy
@@ -143,8 +145,15 @@ class InboundStage:
             await self._bury_strangers([event for event in events if event.row_id not in rows])
         now = self._now()
         found = [rows[id_] for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
-        known = {id_: await self._directory.get(id_) for id_ in {row.connection_id for row in found}}
-        return [Work(row, known[row.connection_id], row.event_type.partition(".")[0], now) for row in found]
+        known = {id_: await self._known(id_) for id_ in {row.connection_id for row in found}}
+        return [_work(row, known[row.connection_id], now) for row in found]
+
+    async def _known(self, connection_id: str) -> Known | SealError | None:
+        """An error that is this connection's own: its neighbours in the batch go on."""
+        try:
+            return await self._directory.get(connection_id)
+        except SealError as error:
+            return error
 
     async def _bury_strangers(self, events: Sequence[Event]) -> None:
         """Facts come by webhook. One that somebody published is kept whole, for whoever sent it the wrong way."""
@@ -179,6 +188,8 @@ class InboundStage:
         return found if isinstance(found, Hint) else Done(found)
 
     def _failed(self, work: Work, error: Exception) -> Outcome:
+        if isinstance(error, SealError):
+            return _locked(error)
         if not isinstance(error, AdapterError):
             _log.exception("handler failed", extra=about_of(work))
         policy = self._policy(work)
@@ -329,3 +340,14 @@ class InboundStage:
         )
         observe(works, finals, self._now())
         return _Settled(stored.told, unsure)
+
+
+def _work(row: InboundRow, known: Known | SealError | None, now: datetime) -> Work:
+    vendor = row.event_type.partition(".")[0]
+    if isinstance(known, SealError):
+        return Work(row, None, vendor, now, outcome=_locked(known))
+    return Work(row, known, vendor, now)
+
+
+def _locked(error: SealError) -> Park:
+    return Park(Fault.MISCONFIGURED, f"key file: {error}", Owner.PIPELINE, "sealed")

@@ -23,6 +23,7 @@ from store import pulls as store
 from store.inbound import SEALED_GUEST
 from store.ingest import fact_row, record_facts
 from store.pool import is_outage
+from store.seal import SealError
 from telemetry import metrics
 from telemetry.logs import about
 from telemetry.trace import begin
@@ -194,7 +195,10 @@ class Puller:
 
     async def _known(self, connection_id: str) -> Known:
         """raises Misconfigured, Unsupported"""
-        known = await outlast(lambda: self._directory.get(connection_id))
+        try:
+            known = await outlast(lambda: self._directory.get(connection_id))
+        except SealError as error:
+            raise Misconfigured(f"key file: {error}", code="sealed") from error
         if known is None:
             raise Misconfigured(f"connection: {connection_id} is gone", code="no_connection")
         manifest = self._sessions.adapter(known.connection.vendor).manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from typing import Any
+from uuid import UUID
 
 import aio_pika
 import orjson
@@ -12,8 +13,10 @@ import pytest
 
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
+from schemas.connection import Connection
 from schemas.event import Event
 from simulators.bookings import deliveries, generate, truth
+from store import connections, dead_letters
 from tests.fleet import COMPANY, World
 from workers import inbound as workers_inbound
 
@@ -138,3 +141,28 @@ async def recorded(world: World, body: dict[str, Any]) -> Event:
     assert answer.status_code == 202, answer.text
     (id_,) = answer.json()["events"]
     return Event(id=id_, type="beds24.booking.modified")
+
+
+async def test_what_cannot_be_opened_is_a_dead_letter_and_its_neighbours_are_done(world: World) -> None:
+    """Of a connection that no process could open yet; once its secret is right again, it goes on."""
+    await connections.add_connection(world.db, "locked", COMPANY, "beds24", "Locked", None, {"currency": "EUR"})
+    locked = Connection("locked", COMPANY, "beds24", "Locked")
+    await connections.put_secret(world.db, locked, "webhook_secret", b"sealed with another key")
+    await world.start("ingress", "scheduler")
+    ids = [(await world.webhook(change.body)).json()["events"][0] for change in generate(5, 6, 0)]
+    await world.db.execute("UPDATE channel_events SET connection_id = 'locked' WHERE id = ANY ($1::uuid[])", ids[::2])
+    await world.start("inbound")
+    await world.all_settled()
+    ends = await world.db.fetch("SELECT id, status, starts, error_class FROM channel_events ORDER BY id")
+    bad, good = ("failed", 0, "misconfigured"), ("done", 0, None)
+    assert {str(id_): tuple(end) for id_, *end in ends} == {id_: (good, bad)[id_ in ids[::2]] for id_ in ids}
+    letters = await world.db.fetch("SELECT owner, error_code, error_message FROM dead_letters")
+    assert {tuple(letter)[:2] for letter in letters} == {("pipeline", "sealed")}
+    assert "connection locked: its webhook_secret" in letters[0]["error_message"]
+    sealed = (await world.cipher()).seal_bytes(b"right")
+    await connections.put_secret(world.db, locked, "webhook_secret", sealed)
+    async with world.db.transaction():
+        await dead_letters.requeue(world.db, [UUID(id_) for id_ in ids[::2]], "test")
+    await world.two_seconds_pass()
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'done'", equals=len(ids))
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters WHERE status = 'resolved'") == 3

@@ -194,6 +194,36 @@ async def test_a_rotated_secret_is_accepted_at_once_and_the_earlier_one_until_it
     assert (await edge.webhook(raw, **{"x-beds24-signature": old})).status_code in {200, 403}  # known for 2 s
 
 
+@pytest.mark.parametrize(
+    ("locked", "unlocked"),
+    [
+        ("UPDATE secrets SET sealed = $1 || sealed", "UPDATE secrets SET sealed = substr(sealed, 2)"),
+        ("UPDATE companies SET data_key = $1 || data_key", "UPDATE companies SET data_key = substr(data_key, 2)"),
+    ],
+)
+async def test_what_cannot_be_opened_has_the_vendor_send_again(
+    edge: World, locked: str, unlocked: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await edge.db.execute(locked, b"?")
+    answer = await edge.webhook(body())
+    problem = await refused(edge, answer, 503, "connection-locked")
+    assert answer.headers["retry-after"]
+    assert "secret" not in str(problem)
+    (told,) = [record for record in caplog.records if record.message == "connection cannot be opened"]
+    assert CONNECTION in str(vars(told))
+    text = (await edge.http.get(edge.url("ingress", "/metrics"))).text
+    assert 'staybus_webhooks_total{result="connection-locked",vendor="beds24"}' in text
+    await edge.db.execute(unlocked)
+    assert (await edge.webhook(body())).status_code == 202
+
+
+async def test_a_new_secret_that_cannot_be_opened_has_the_vendor_send_again(edge: World) -> None:
+    assert (await edge.webhook(body())).status_code == 202
+    await connections.put_secret(edge.db, edge.connection, "webhook_secret", b"sealed with another key")
+    answer = await edge.webhook(body(id=5), **{"x-beds24-signature": "sha256=" + "0" * 64})
+    assert (answer.status_code, answer.json()["code"]) == (503, "connection-locked")
+
+
 async def test_the_static_header_that_real_beds24_sends(edge: World) -> None:
     await connections.set_config(edge.db, CONNECTION, {"webhook_auth": "header", "webhook_header": "X-Our-Key"})
     url = edge.url("ingress", f"/webhooks/beds24/{CONNECTION}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import Malformed, RateLimited, Transient
+from adapters.errors import Malformed, Misconfigured, RateLimited, Transient
 from ops.parts import inbound_attempts, open_parts
 from simulators.beds24 import operations
 from simulators.beds24.faults import Fault, FaultKind
@@ -147,6 +147,13 @@ async def test_a_vendor_that_is_away_is_asked_later_from_the_same_time(whole: Wo
     assert (kept["error_class"], kept["failures"], kept["last_error"], kept["not_before"]) == (None, 0, None, None)
     await whole.all_settled()
     assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(booking["id"])
+
+
+async def test_what_cannot_be_opened_is_told_as_what_it_is(world: World) -> None:
+    await world.db.execute("UPDATE secrets SET sealed = '?' WHERE name = 'webhook_secret'")
+    with pytest.raises(Misconfigured, match=f"connection {CONNECTION}: its webhook_secret"):
+        await pull(world)
+    assert (await row(world))["error_class"] == "misconfigured"
 
 
 async def test_a_page_that_fails_in_the_middle_leaves_the_rest_to_the_next(
