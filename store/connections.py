@@ -82,6 +82,22 @@ async def put_secret(
     await connection.execute(_SQL["put_secret"], of.id, of.company_id, name, sealed, previous_until, expires_at)
 
 
+async def put_credential(
+    connection: Connection,
+    of: VendorConnection,
+    name: str,
+    sealed: bytes,
+    derived: Sequence[str],
+    *,
+    previous_until: datetime | None = None,
+) -> None:
+    """In a transaction. derived: names of what was got with the value before; it goes, also what is being got just now."""
+    # First: its lock has a renewal that is about to store what it got wait, or us for it.
+    await connection.execute(_SQL["end_any_renewal"], of.id)
+    await connection.execute(_SQL["forget_secrets"], of.id, list(derived))
+    await put_secret(connection, of, name, sealed, previous_until=previous_until)
+
+
 async def tokens_to_renew(connection: Connection, within: float) -> list[str]:
     return [row["connection_id"] for row in await connection.fetch(_SQL["tokens_to_renew"], within)]
 

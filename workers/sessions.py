@@ -23,17 +23,31 @@ if TYPE_CHECKING:
     from store.pool import Pool
 
 TOKEN = "access_token"  # noqa: S105 - the name of a secret
+NO_CREDENTIALS = frozenset({TOKEN, "webhook_secret"})  # secrets of which no access token is made
 # Renewed this long before its end, so that no call is under way with a token that ends.
 EARLY = timedelta(minutes=5)
+# So long a token is taken to be the one that is stored: an operator who replaces a credential ends it there.
+FRESH = timedelta(seconds=2)
 PAUSE = 0.1  # seconds between looks whether another process has renewed a token
 RENEWAL = 45.0  # seconds that asking for one may take; longer than any call
 LEASE = 60.0  # seconds for which it is ours to ask, and to store what it brings
 
 
 @dataclass(frozen=True, slots=True)
+class _Token:
+    """read_at: when it was seen in the database"""
+
+    value: str
+    expires_at: datetime
+    read_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class _Lease:
+    """used: the sealed credentials, by name"""
+
     until: datetime
-    credentials: dict[str, str]
+    used: dict[str, bytes]
 
 
 class Tokens:
@@ -57,14 +71,15 @@ class Tokens:
         self._http = http
         self._now = now
         self._sleep = sleep
-        self._cache: dict[str, tuple[str, datetime]] = {}
+        self._cache: dict[str, _Token] = {}
         self._asking: dict[tuple[str, str | None], asyncio.Task[str]] = {}
 
     async def current(self, adapter: Adapter, known: Known) -> str:
         """raises Misconfigured, Transient"""
         cached = self._cache.get(known.connection.id)
-        if cached is not None and cached[1] - self._now() > EARLY:
-            return cached[0]
+        now = self._now()
+        if cached is not None and cached.expires_at - now > EARLY and now - cached.read_at < FRESH:
+            return cached.value
         return await self._shared(adapter, known, refused=None)
 
     async def renewed(self, adapter: Adapter, known: Known, refused: str) -> str:
@@ -101,7 +116,10 @@ class Tokens:
             if isinstance(found, str):
                 return found
             if found is not None:
-                return await self._renew(adapter, known, found)
+                token = await self._renew(adapter, known, found)
+                if token is not None:
+                    return token
+                continue
             if waited >= LEASE:
                 raise Transient("another process renews the access token and does not come to an end", code="renewing")
             await self._sleep(PAUSE)
@@ -123,9 +141,7 @@ class Tokens:
             if token is not None:
                 await connections.end_renewal(database, connection_id, until)
                 return token
-        opened = {name: known.cipher.open_bytes(secret.sealed).decode() for name, secret in stored.items()}
-        opened.pop(TOKEN, None)
-        return _Lease(until, opened)
+        return _Lease(until, _credentials(stored))
 
     def _good(self, known: Known, stored: Mapping[str, connections.SealedSecret], refused: str | None) -> str | None:
         token = stored.get(TOKEN)
@@ -134,14 +150,16 @@ class Tokens:
         value = known.cipher.open_bytes(token.sealed).decode()
         if value == refused or token.expires_at - self._now() <= EARLY:
             return None
-        self._cache[known.connection.id] = value, token.expires_at
+        self._cache[known.connection.id] = _Token(value, token.expires_at, self._now())
         return value
 
-    async def _renew(self, adapter: Adapter, known: Known, lease: _Lease) -> str:
+    async def _renew(self, adapter: Adapter, known: Known, lease: _Lease) -> str | None:
+        """None: the credentials are others now, and what was got with those before is of no use."""
         connection = known.connection
         try:
             async with asyncio.timeout(RENEWAL):
-                grant = await adapter.grant(self._http, connection, lease.credentials)
+                credentials = {name: known.cipher.open_bytes(sealed).decode() for name, sealed in lease.used.items()}
+                grant = await adapter.grant(self._http, connection, credentials)
         except TimeoutError as error:
             await self._give_up(connection, lease)
             raise Transient(f"the access token was not renewed within {RENEWAL:.0f} s", code="renewing") from error
@@ -150,16 +168,21 @@ class Tokens:
             raise
         expires_at = self._now() + timedelta(seconds=grant.expires_in)
 
-        async def store() -> None:
+        async def store() -> bool:
             async with self._pool.acquire() as database, database.transaction():
+                # First: its lock has whoever replaces a credential wait, or us for them.
+                await connections.end_renewal(database, connection.id, lease.until)
+                if _credentials(await connections.secrets(database, connection.id)) != lease.used:
+                    return False
                 for name, value in grant.credentials.items():
                     await connections.put_secret(database, connection, name, known.cipher.seal_bytes(value.encode()))
                 sealed = known.cipher.seal_bytes(grant.access_token.encode())
                 await connections.put_secret(database, connection, TOKEN, sealed, expires_at=expires_at)
-                await connections.end_renewal(database, connection.id, lease.until)
+                return True
 
-        await outlast(store)  # what it came with may be the only way to the next one
-        self._cache[connection.id] = grant.access_token, expires_at
+        if not await outlast(store):  # what it came with may be the only way to the next one
+            return None
+        self._cache[connection.id] = _Token(grant.access_token, expires_at, self._now())
         return grant.access_token
 
     async def _give_up(self, connection: Connection, lease: _Lease) -> None:
@@ -170,6 +193,10 @@ class Tokens:
         except Exception as error:
             if not is_outage(error):
                 raise
+
+
+def _credentials(stored: Mapping[str, connections.SealedSecret]) -> dict[str, bytes]:
+    return {name: secret.sealed for name, secret in stored.items() if name not in NO_CREDENTIALS}
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ File = Annotated[Path | None, typer.Option("--file", help="Read it from this fil
 Stdin = Annotated[bool, typer.Option("--stdin", help="Read it from stdin.")]
 Generate = Annotated[bool, typer.Option("--generate", help="Make it up and print it, this once.")]
 
-# Fetched and renewed by the workers themselves: nobody rotates it.
+# Fetched and renewed by the workers themselves, with the others: nobody rotates it.
 _RENEWED_BY_US = "access_token"
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 
@@ -96,7 +96,8 @@ async def _put(connection_id: str, name: str, value: str, previous_until: dateti
     async with session.keys() as (pool, directory), pool.acquire() as db, db.transaction():
         known = await session.known(directory, connection_id)
         sealed = known.cipher.seal_bytes(value.encode())
-        await connections.put_secret(db, known.connection, name, sealed, previous_until=previous_until)
+        derived = [] if name == fields.WEBHOOK_SECRET else [_RENEWED_BY_US]
+        await connections.put_credential(db, known.connection, name, sealed, derived, previous_until=previous_until)
         action = "secret.rotate" if previous_until else "secret.set"
         company = known.connection.company_id
         await connections.audit(db, session.actor(), company, action, f"{connection_id}/{name}", {})

@@ -35,6 +35,13 @@ WHERE id = $1 AND (renewing_until IS NULL OR renewing_until < clock_timestamp())
 -- $2: what begin_renewal returned. Who came to an end too late does not end another's.
 UPDATE connections SET renewing_until = NULL WHERE id = $1 AND renewing_until = $2
 
+-- name: end_any_renewal
+-- Whose lease it is finds it gone, and what it used replaced.
+UPDATE connections SET renewing_until = NULL WHERE id = $1
+
+-- name: forget_secrets
+DELETE FROM secrets WHERE connection_id = $1 AND name = ANY ($2::text[])
+
 -- name: tokens_to_renew
 -- Connections whose access token ends within $1 seconds.
 SELECT connection_id FROM secrets JOIN connections c ON c.id = connection_id

@@ -168,6 +168,18 @@ async def test_rotation_keeps_the_secret_before(acme: Cli, db: Db) -> None:
     assert "known:" in (await acme("secret", "set", "beds24-acme", "access_token", code=2)).err
 
 
+async def test_a_new_credential_ends_the_access_token_and_a_webhook_secret_does_not(acme: Cli, db: Db) -> None:
+    await db.execute(
+        "INSERT INTO secrets (connection_id, company_id, name, sealed, expires_at)"
+        " VALUES ('beds24-acme', 'acme', 'access_token', 'sealed', now() + interval '1 day')"
+    )
+    names = "SELECT array_agg(name ORDER BY name) FROM secrets"
+    await acme("secret", "set", "beds24-acme", "webhook_secret", "--generate")
+    assert await db.fetchval(names) == ["access_token", "webhook_secret"]
+    await acme("secret", "set", "beds24-acme", "refresh_token", "--stdin", typed="of another account")
+    assert await db.fetchval(names) == ["refresh_token", "webhook_secret"]
+
+
 async def test_a_secret_is_never_asked_for_where_it_would_be_seen(acme: Cli) -> None:
     """No terminal, no prompt: Python would read on and echo."""
     process = await asyncio.create_subprocess_exec(

@@ -20,7 +20,7 @@ from store.clock import Clock
 from store.directory import Directory, Known
 from store.pool import open_pool
 from tests.fleet import CONNECTION, World
-from workers.sessions import LEASE, PAUSE, Tokens
+from workers.sessions import FRESH, LEASE, PAUSE, Tokens
 
 if TYPE_CHECKING:
     from store.pool import Pool
@@ -179,3 +179,48 @@ async def test_a_token_is_renewed_before_it_ends_and_kept_till_then(ground: Grou
     tokens._now = lambda: ends - timedelta(minutes=4)
     assert await tokens.current(BEDS24, ground.known) != first
     assert ground.asked() == [SETUP, REFRESH]
+
+
+async def replace_refresh_token(ground: Ground) -> str:
+    """As `staybus secret set` does, with that of another account. returns it"""
+    access = ground.world.sim.account.access
+    granted = access.set_up(access.invite(), "another")
+    assert granted is not None
+    refresh, _ = granted
+    async with ground.world.db.transaction():
+        sealed = ground.known.cipher.seal_bytes(refresh.encode())
+        await connections.put_credential(
+            ground.world.db, ground.world.connection, "refresh_token", sealed, ["access_token"]
+        )
+    return refresh
+
+
+def owner(ground: Ground, token: str) -> str | None:
+    """The refresh token that it was got with."""
+    return ground.world.sim.account.access.tokens[token].refresh
+
+
+async def test_a_new_credential_is_used_by_every_process_within_seconds(ground: Ground) -> None:
+    processes = [(await ground.process())[0] for _ in range(2)]
+    old = {await t.current(BEDS24, ground.known) for t in processes}
+    refresh = await replace_refresh_token(ground)
+    for tokens in processes:
+        now = tokens._now
+        tokens._now = lambda now=now: now() + FRESH
+    new = {await t.current(BEDS24, ground.known) for t in processes}
+    assert old.isdisjoint(new)
+    assert {owner(ground, token) for token in new} == {refresh}
+    assert ground.asked() == [SETUP, REFRESH]
+
+
+async def test_what_is_got_with_a_credential_that_was_replaced_meanwhile_is_not_kept(ground: Ground) -> None:
+    ground.world.sim.faults.add(Fault(FaultKind.SLOW, operation=SETUP, seconds=1))
+    tokens, _ = await ground.process()
+    asking = asyncio.create_task(tokens.current(BEDS24, ground.known))
+    await ground.until_asked()
+    refresh = await replace_refresh_token(ground)
+    assert owner(ground, await asking) == refresh
+    stored = await connections.secrets(ground.world.db, CONNECTION)
+    assert ground.known.cipher.open_bytes(stored["refresh_token"].sealed).decode() == refresh
+    assert ground.asked() == [SETUP, REFRESH]
+    assert await ground.lease() is None
