@@ -132,7 +132,8 @@ class Directory:
         except SealError as error:
             raise SealError(
                 f"connection {row['id']}: its webhook_secret or the data key of {row['company_id']} cannot be opened;"
-                " put back the key file, or the row, that they were sealed with"
+                " put back the key file or the row,"
+                f" or replace the secret: `staybus secret set {row['id']} webhook_secret`"
             ) from error
         return Known(
             Connection(

@@ -6,12 +6,18 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import fields, session
 from .output import FOUND, AsJson, Refused, example, listing, note, noun, say
+
+if TYPE_CHECKING:
+    from schemas.connection import Connection
+    from store.directory import Directory
+    from store.pool import Connection as Db
+    from store.seal import Cipher
 
 app = noun(
     "Secrets of connections, and the key file. Values come from a prompt, a file or stdin, never from arguments."
@@ -84,23 +90,38 @@ async def _check(connection_id: str, name: str, *, rotating: bool) -> None:
     from store import connections
 
     async with session.keys() as (pool, directory), pool.acquire() as db:
-        known = await session.known(directory, connection_id)
-        fields.check_secret_names(adapter(known.connection.vendor).manifest, [name])
+        of, _ = await _owner(db, directory, connection_id)
+        fields.check_secret_names(adapter(of.vendor).manifest, [name])
         if rotating and name not in await connections.secrets(db, connection_id):
             raise Refused(f"{name}: {connection_id} has none to rotate; `staybus secret set {connection_id} {name}`")
+        if rotating:
+            await session.known(directory, connection_id)  # the one before stays valid: it must be possible to open it
 
 
 async def _put(connection_id: str, name: str, value: str, previous_until: datetime | None) -> None:
     from store import connections
 
     async with session.keys() as (pool, directory), pool.acquire() as db, db.transaction():
-        known = await session.known(directory, connection_id)
-        sealed = known.cipher.seal_bytes(value.encode())
+        of, cipher = await _owner(db, directory, connection_id)
+        sealed = cipher.seal_bytes(value.encode())
         derived = [] if name == fields.WEBHOOK_SECRET else [_RENEWED_BY_US]
-        await connections.put_credential(db, known.connection, name, sealed, derived, previous_until=previous_until)
+        await connections.put_credential(db, of, name, sealed, derived, previous_until=previous_until)
         action = "secret.rotate" if previous_until else "secret.set"
-        company = known.connection.company_id
-        await connections.audit(db, session.actor(), company, action, f"{connection_id}/{name}", {})
+        await connections.audit(db, session.actor(), of.company_id, action, f"{connection_id}/{name}", {})
+
+
+async def _owner(db: Db, directory: Directory, connection_id: str) -> tuple[Connection, Cipher]:
+    """Whose secret it is, and what seals it; what is stored stays shut, for it may be what is to be replaced.
+
+    raises  Refused, SealError
+    """
+    from schemas.connection import Connection
+    from store import connections
+
+    for row in await connections.list_connections(db, None):
+        if row["id"] == connection_id and (cipher := await directory.cipher(row["company_id"])) is not None:
+            return Connection(row["id"], row["company_id"], row["vendor"], row["name"]), cipher
+    raise session.no_connection(connection_id)
 
 
 @app.command("list", epilog=example("staybus secret list beds24-acme"))

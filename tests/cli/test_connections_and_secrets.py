@@ -168,6 +168,16 @@ async def test_rotation_keeps_the_secret_before(acme: Cli, db: Db) -> None:
     assert "known:" in (await acme("secret", "set", "beds24-acme", "access_token", code=2)).err
 
 
+async def test_a_secret_that_cannot_be_opened_can_be_replaced(acme: Cli, db: Db) -> None:
+    await db.execute("UPDATE secrets SET sealed = 'sealed with another key'")
+    refused = await acme("sync", "run", "beds24-acme", "--dry-run", code=1)
+    assert "staybus secret set beds24-acme webhook_secret" in refused.err
+    assert "cannot be opened" in (await acme("secret", "rotate", "beds24-acme", "webhook_secret", code=1)).err
+    await acme("secret", "set", "beds24-acme", "webhook_secret", "--stdin", typed="new")
+    assert await secret_of(db, "beds24-acme", "webhook_secret") == "new"
+    assert "not known" in (await acme("secret", "set", "nobody", "webhook_secret", "--generate", code=1)).err
+
+
 async def test_a_new_credential_ends_the_access_token_and_a_webhook_secret_does_not(acme: Cli, db: Db) -> None:
     await db.execute(
         "INSERT INTO secrets (connection_id, company_id, name, sealed, expires_at)"
