@@ -183,7 +183,9 @@ def requeue(
     else:
         say(f"requeued {len(done.done)}")
         if done.left:
-            note(f"left as they are, because they run, have ended, or were overtaken by something newer: {plan.named(done.left)}")
+            note(
+                f"left as they are, because they run, have ended, or were overtaken by something newer: {plan.named(done.left)}"
+            )
         if done.unreadable:
             note(f"cannot be requeued, no event could be read from them: {plan.named(done.unreadable)}; abandon them")
     if ids and done.failed:
