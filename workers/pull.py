@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 CALL = 90.0  # seconds that one page may take, a new token included
 LEASE = 180.0  # seconds; renewed for every page, and longer than one takes
+LAST_WORD = 5.0  # seconds at a stop for the database to have the lease back
 MOST = 32  # pulls begun at once; some wait for their rate limit
 BUSY = 4  # of them, that are reading or recording a page
 
@@ -160,7 +161,9 @@ class Puller:
             vendor = known.connection.vendor
             found = await self._pull(lease, known, usual if since is None else since)
         except asyncio.CancelledError:
-            await asyncio.shield(self._put_off(lease, 0.0))
+            with suppress(TimeoutError):  # the database is away: then the lease ends by itself
+                async with asyncio.timeout(LAST_WORD):
+                    await self._put_off(lease, 0.0)
             raise
         except LeaseLostError:
             raise

@@ -280,6 +280,25 @@ async def test_a_stop_in_the_middle_gives_the_connection_back(whole: World) -> N
     assert len(await pulls.due(whole.db, ["beds24"], 0.001, 10)) == 1
 
 
+async def test_a_stop_does_not_wait_for_a_database_that_is_away(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    book(whole)
+    whole.sim.faults.add(Fault(FaultKind.SLOW, operation="GET /bookings", seconds=60))
+    monkeypatch.setattr("workers.pull.LAST_WORD", 0.2)
+    async with pulling(whole) as puller:
+        task = asyncio.create_task(puller.run(await lease(whole)))
+        while asked(whole) == 0:
+            await asyncio.sleep(0.01)
+
+        async def away(*_: Any, **__: Any) -> None:
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr("store.pulls.put_off", away)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(10):
+                await task
+
+
 async def test_the_loop_pulls_whose_time_has_come(whole: World) -> None:
     book(whole)
     lag = metrics.SYNC_LAG.labels("beds24")
