@@ -5,5 +5,6 @@ routing           where a routing key lands, as a pure function
 apply             compare the broker with the values, and make it equal them
 retry             the named retry policies
 link              one supervised connection; publisher and consumer stand on it
+lenient           frames that the library cannot decode
 ledger            which deliveries may be acknowledged, as a pure value
 """

@@ -27,6 +27,7 @@ from aiormq.exceptions import AMQPError, ChannelClosed
 from yarl import URL
 
 from topology.acks import Transport
+from topology.lenient import read_everything
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ async def connect(
     """
     if "heartbeat" not in parse_qs(urlsplit(url).query):
         url = f"{url}{'&' if urlsplit(url).query else '?'}heartbeat={HEARTBEAT}"
+    read_everything()
     # Not aio_pika.connect(): its connection that could not connect is never closed, and closes itself at some later collection
     # of garbage, in whatever is running then.
     connection = aio_pika.Connection(URL(url), ssl_context=tls, client_properties={"connection_name": name})

@@ -17,6 +17,7 @@ from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from store import dead_letters
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from tests.topology.odd_frames import ODD, publish
 from topology.declared import EVENTS
 
 CREATE: dict[str, Any] = {
@@ -213,6 +214,20 @@ async def test_what_is_not_mapped_tells_the_causes_apart(world: World, core: Cor
     groups = await dead_letters.groups(world.db, dead_letters.Filter(error_class="unmapped"))
     found = {" ".join(row["error"].split()[:2]): row["letters"] for row in groups}
     assert found == {"property: P-1": 2, "property: P-2": 1, "room_type: R-1": 1, "room_type: R-2": 1}
+
+
+async def test_what_a_stranger_puts_into_the_properties_stops_nobody_s_commands(world: World, core: CorePms) -> None:
+    """In the work queue and in the dead letters': none of them costs a connection."""
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
+        for name, (last, properties) in ODD.items():
+            await publish(channel, name.encode(), b"pms." + last, properties)
+    await create(core, "B-20")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    await world.until("SELECT count(*) FROM dead_letters", equals=len(ODD))
+    letters = await world.db.fetch("SELECT sealed FROM dead_letters")
+    kept = {world.keys.installation.open_bytes(letter["sealed"]).decode() for letter in letters}
+    assert kept == set(ODD)
 
 
 async def test_a_refused_item_inside_a_201_is_a_dead_letter_of_the_tenant(world: World, core: CorePms) -> None:
