@@ -156,8 +156,7 @@ class Intake:
     async def _run(self, batch: list[tuple[Incoming, list[Event]]]) -> None:
         try:
             if _came_back(batch[0][0]):
-                for event in batch[0][1]:
-                    await self._stage.process_alone(event)
+                await self._run_alone(batch[0][1])
             else:
                 await self._stage.process([event for _, events in batch for event in events])
         except asyncio.CancelledError:
@@ -173,6 +172,17 @@ class Intake:
         else:
             for incoming, _ in batch:
                 self._verdicts.settle(incoming)
+
+    async def _run_alone(self, events: list[Event]) -> None:
+        """One after the other. What fails stops none behind it, which it would each time that the message comes again."""
+        failures: list[Exception] = []
+        for event in events:
+            try:
+                await self._stage.process_alone(event)
+            except Exception as error:  # noqa: BLE001 - raised when all had their turn
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(events)} events", failures)
 
 
 def _came_back(incoming: Incoming) -> bool:

@@ -1,4 +1,5 @@
-"""The rhythm of a worker's batches: nothing waits when little comes, and after a batch that was not small the next waits for company."""
+"""The rhythm of a worker's batches: nothing waits when little comes, and after a batch that was not small the next waits for
+company. And what a message that came back goes through."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from topology.consumer import Incoming
 from workers.intake import Intake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from schemas.event import Event
 
@@ -20,29 +21,37 @@ TYPE = "beds24.booking.modified"
 
 
 class Stage:
-    """Keeps the size of each batch."""
+    """Keeps the size of each batch, and what ran alone; broken: which of these fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, broken: Collection[str] = ()) -> None:
+        self.broken = broken
         self.sizes: list[int] = []
+        self.alone: list[str] = []
 
     async def process(self, events: Sequence[Event]) -> None:
         self.sizes.append(len(events))
 
     async def process_alone(self, event: Event) -> None:
-        raise AssertionError(f"{event.id} never came back")
+        self.alone.append(event.id)
+        if event.id in self.broken:
+            raise RuntimeError(f"{event.id} finds a hole")
 
     async def drain(self, grace: float) -> None:
         pass
 
 
 class Verdicts:
-    """In the consumer's place: counts what is acknowledged."""
+    """In the consumer's place: counts what is acknowledged, and given back."""
 
     def __init__(self) -> None:
         self.settled = 0
+        self.given_back = 0
 
     def settle(self, _: Incoming) -> None:
         self.settled += 1
+
+    def give_back(self, _: Incoming) -> None:
+        self.given_back += 1
 
 
 def message(events: int = 1) -> Incoming:
@@ -81,4 +90,18 @@ async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> 
     intake.take(message())
     await turns()
     assert stage.sizes == [1, BUSY, 2, 1]  # after a small one nobody waits
+    await intake.drain(1)
+    assert stage.alone == []
+
+
+async def test_an_event_that_fails_alone_stops_none_of_those_behind_it() -> None:
+    ids = [uuid7() for _ in range(4)]
+    stage, verdicts = Stage(broken={str(ids[0]), str(ids[2])}), Verdicts()
+    intake = Intake(stage, queue="q")
+    intake.attach(verdicts)  # type: ignore[arg-type]
+    body = wake_ups(TYPE, [(id_, "acme", None, None) for id_ in ids])
+    intake.take(Incoming(body, CONTENT_TYPE, TYPE, TYPE, None, {}, True, 2, 1, 1))
+    await turns()
+    assert stage.alone == [str(id_) for id_ in ids]
+    assert (verdicts.given_back, verdicts.settled) == (1, 0)  # as a whole, when all had their turn
     await intake.drain(1)
