@@ -8,6 +8,7 @@ import logging
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -34,6 +35,7 @@ from workers.delivery import DeliveryStage
 from workers.inbound import InboundStage
 from workers.intake import Intake, Stage
 from workers.jobs import Jobs
+from workers.malformed import keep_malformed
 from workers.pull import Puller, Pulls, pulled_vendors
 from workers.recorder import Recorder
 from workers.relay import Relay
@@ -275,7 +277,8 @@ async def _worker(
         await _check_topology(parts)
 
         async def consume(queue: str, stage: Stage, flights: int) -> None:
-            intake = Intake(stage, queue=queue, flights=flights, linger=LINGER)
+            keep = partial(keep_malformed, parts.pool, parts.directory, queue)
+            intake = Intake(stage, queue=queue, keep=keep, flights=flights, linger=LINGER)
             consumer = Consumer(
                 settings.amqp_url,
                 queue,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic_core import from_json, to_json
 
 from .ids import named, read_uuid
 
@@ -87,9 +89,55 @@ def decode(body: bytes) -> list[Event]:
             return events
         return [_ONE.validate_json(body)]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise MalformedMessageError(f"{place}: {first['msg']}") from error
+        raise MalformedMessageError(_problem(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """One of a batch's that is no event. place: in the batch, from 0; raw: the whole of it; problem: names the attribute."""
+
+    place: int
+    raw: bytes
+    problem: str
+
+
+def decode_each(body: bytes) -> tuple[list[Event], list[Malformed]]:
+    """As decode, but in a batch what is malformed takes none of the others with it.
+
+    raises  MalformedMessageError where there are no others, or nobody meant a batch: more than MAX_EVENTS are malformed
+    """
+    try:
+        return decode(body), []  # the hot path reads no item by itself
+    except MalformedMessageError:
+        events, malformed = _item_by_item(body) if len(body) <= 4 * MAX_BYTES else ([], [])
+        if not events:
+            raise
+        return events, malformed
+
+
+def _item_by_item(body: bytes) -> tuple[list[Event], list[Malformed]]:
+    """Nothing at all where the whole is none."""
+    events: list[Event] = []
+    malformed: list[Malformed] = []
+    try:
+        items = from_json(body)
+    except ValueError:
+        return [], []
+    for place, item in enumerate(items if isinstance(items, list) else ()):
+        raw = to_json(item, inf_nan_mode="constants")
+        try:
+            events.append(_ONE.validate_json(raw))
+        except ValidationError as error:
+            malformed.append(Malformed(place, raw, _problem(error)))
+        if len(malformed) > MAX_EVENTS:
+            return [], []
+    return events, malformed
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "body"
+    return f"{place}: {first['msg']}"
 
 
 def encode(event: Event) -> bytes:

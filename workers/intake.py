@@ -3,6 +3,8 @@
 A message is acknowledged when every event that it names is settled. What arrives while a batch is performed is the next
 batch. A message that came back (its worker died, or gave it up) is run alone, event by event, so that one that kills its
 worker is found by itself and its neighbours lose nothing.
+
+What is malformed in a message of many is kept by itself, and the others are events as if it were not there.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from schemas.event import Event, MalformedMessageError, decode
+from schemas.event import Event, Malformed, MalformedMessageError, decode_each
 from store.gather import Rhythm
 from telemetry.logs import about
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from topology.consumer import Consumer, Incoming
 
@@ -38,9 +41,17 @@ class Stage(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    incoming: Incoming
+    events: list[Event]
+    malformed: list[Malformed]
+
+
 class Intake:
     """The handler of one consumer.
 
+    keep              commits what is malformed in a message of many
     most              events in a batch (a single message may bring more)
     flights           of its batches: see store.gather.Rhythm
     linger            seconds that messages wait for company after the end of a batch that was not small
@@ -51,12 +62,14 @@ class Intake:
         stage: Stage,
         *,
         queue: str,
+        keep: Callable[[Incoming, Sequence[Malformed]], Awaitable[None]],
         most: int = 200,
         flights: int = 1,
         linger: float = 0.0,
     ) -> None:
         self._stage = stage
         self._queue = queue
+        self._keep = keep
         self._most = most
         self._rhythm = Rhythm(flights)
         self._linger = linger
@@ -125,23 +138,23 @@ class Intake:
                 self._tasks.add(task)
                 task.add_done_callback(self._landed)
 
-    def _next_batch(self) -> list[tuple[Incoming, list[Event]]]:
+    def _next_batch(self) -> list[_Message]:
         """Fresh messages until they bring `most` events; a returned one by itself."""
-        batch: list[tuple[Incoming, list[Event]]] = []
+        batch: list[_Message] = []
         size = 0
         while self._waiting and size < self._most:
             if batch and _came_back(self._waiting[0]):
                 break
             incoming = self._waiting.popleft()
             try:
-                events = decode(incoming.body)
+                events, malformed = decode_each(incoming.body)
             except MalformedMessageError as error:
                 _log.warning(
                     "message not readable: to the dead letters", extra=about(queue=self._queue, reason=str(error))
                 )
                 self._verdicts.reject(incoming)
                 continue
-            batch.append((incoming, events))
+            batch.append(_Message(incoming, events, malformed))
             size += len(events)
             if _came_back(incoming):
                 break
@@ -153,25 +166,29 @@ class Intake:
         if self._waiting:
             self._schedule()
 
-    async def _run(self, batch: list[tuple[Incoming, list[Event]]]) -> None:
+    async def _run(self, batch: list[_Message]) -> None:
         try:
-            if _came_back(batch[0][0]):
-                await self._run_alone(batch[0][1])
+            if _came_back(batch[0].incoming):
+                await self._run_alone(batch[0].events)
             else:
-                await self._stage.process([event for _, events in batch for event in events])
+                await self._stage.process([event for message in batch for event in message.events])
+            # Last: what comes back because of its events is not kept each time.
+            for message in batch:
+                if message.malformed:
+                    await self._keep(message.incoming, message.malformed)
         except asyncio.CancelledError:
-            for incoming, _ in batch if self._gives_back else ():
-                self._verdicts.give_back(incoming)
+            for message in batch if self._gives_back else ():
+                self._verdicts.give_back(message.incoming)
             raise
         except Exception:  # noqa: BLE001 - see below
             # The stage parks what fails by itself; this is a hole in the stage. Each message goes back, comes again
             # alone, and its events are parked as poison in the end: nothing is lost and nobody else waits.
             _log.exception("batch failed", extra=about(queue=self._queue, messages=len(batch)))
-            for incoming, _ in batch:
-                self._verdicts.give_back(incoming)
+            for message in batch:
+                self._verdicts.give_back(message.incoming)
         else:
-            for incoming, _ in batch:
-                self._verdicts.settle(incoming)
+            for message in batch:
+                self._verdicts.settle(message.incoming)
 
     async def _run_alone(self, events: list[Event]) -> None:
         """One after the other. What fails stops none behind it, which it would each time that the message comes again."""

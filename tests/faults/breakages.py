@@ -71,8 +71,8 @@ def acks_first() -> None:
     original = intake.Intake._run
 
     async def run(taker: Any, batch: Any) -> None:
-        for incoming, _ in batch:
-            taker._verdicts.settle(incoming)
+        for message in batch:
+            taker._verdicts.settle(message.incoming)
         await asyncio.sleep(0.2)  # the acks leave
         await original(taker, batch)
 

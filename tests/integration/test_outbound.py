@@ -216,6 +216,24 @@ async def test_what_is_not_mapped_tells_the_causes_apart(world: World, core: Cor
     assert found == {"property: P-1": 2, "property: P-2": 1, "room_type: R-1": 1, "room_type: R-2": 1}
 
 
+async def test_a_malformed_event_of_a_batch_takes_none_of_the_others_with_it(world: World, core: CorePms) -> None:
+    def event(booking: str) -> dict[str, Any]:
+        data = {**CREATE, "reservationId": booking}
+        return {"id": booking, "source": "/core", "type": "pms.booking.create", "companyid": COMPANY, "data": data}
+
+    odd: dict[str, Any] = {"type": "pms.booking.create", "data": {"notes": "x" * 70_000}}
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange("pms.events", ensure=False)
+        batch = orjson.dumps([event("B-21"), odd, event("B-22")])
+        await exchange.publish(aio_pika.Message(batch), "pms.booking.create")
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+    (letter,) = await world.db.fetch("SELECT * FROM dead_letters")
+    assert (letter["error_message"], letter["queue"]) == ("id: Field required", "pms.outbound")
+    assert orjson.loads(letter["routing"]) == {"queue": "pms.outbound", "key": "pms.booking.create", "place": 1}
+    assert orjson.loads(world.keys.installation.open_bytes(letter["sealed"])) == odd
+
+
 async def test_what_a_stranger_puts_into_the_properties_stops_nobody_s_commands(world: World, core: CorePms) -> None:
     """In the work queue and in the dead letters': none of them costs a connection."""
     async with await aio_pika.connect(world.amqp_url) as connection:

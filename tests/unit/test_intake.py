@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from schemas.event import CONTENT_TYPE, wake_ups
+import orjson
+import pytest
+
+from schemas.event import BATCH_CONTENT_TYPE, CONTENT_TYPE, wake_ups
 from schemas.ids import uuid7
 from store.gather import BUSY
 from topology.consumer import Incoming
@@ -15,7 +18,7 @@ from workers.intake import Intake
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from schemas.event import Event
+    from schemas.event import Event, Malformed
 
 TYPE = "beds24.booking.modified"
 
@@ -54,6 +57,20 @@ class Verdicts:
         self.given_back += 1
 
 
+class Kept:
+    """What was malformed, by its place."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.places: list[int] = []
+        self.fails = fails
+
+    async def __call__(self, _: Incoming, malformed: Sequence[Malformed]) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError("the database refuses it")
+        self.places += [one.place for one in malformed]
+
+
 def message(events: int = 1) -> Incoming:
     body = wake_ups(TYPE, [(uuid7(), "acme", None, None) for _ in range(events)])
     return Incoming(body, CONTENT_TYPE, TYPE, TYPE, None, {}, False, None, 1, 1)
@@ -67,7 +84,7 @@ async def turns(n: int = 8) -> None:
 
 async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> None:
     stage, verdicts = Stage(), Verdicts()
-    intake = Intake(stage, queue="q", linger=0.02)
+    intake = Intake(stage, queue="q", keep=Kept(), linger=0.02)
     intake.attach(verdicts)  # type: ignore[arg-type]
 
     async def settled(count: int) -> None:
@@ -97,11 +114,27 @@ async def test_after_a_batch_that_was_not_small_the_next_waits_for_company() -> 
 async def test_an_event_that_fails_alone_stops_none_of_those_behind_it() -> None:
     ids = [uuid7() for _ in range(4)]
     stage, verdicts = Stage(broken={str(ids[0]), str(ids[2])}), Verdicts()
-    intake = Intake(stage, queue="q")
+    intake = Intake(stage, queue="q", keep=Kept())
     intake.attach(verdicts)  # type: ignore[arg-type]
     body = wake_ups(TYPE, [(id_, "acme", None, None) for id_ in ids])
     intake.take(Incoming(body, CONTENT_TYPE, TYPE, TYPE, None, {}, True, 2, 1, 1))
     await turns()
     assert stage.alone == [str(id_) for id_ in ids]
     assert (verdicts.given_back, verdicts.settled) == (1, 0)  # as a whole, when all had their turn
+    await intake.drain(1)
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+async def test_a_message_is_done_with_when_its_malformed_events_are_kept(came_back: bool) -> None:
+    stage, verdicts, kept = Stage(), Verdicts(), Kept(fails=1)
+    intake = Intake(stage, queue="q", keep=kept)
+    intake.attach(verdicts)  # type: ignore[arg-type]
+    good = {"id": "a", "type": TYPE}
+    body = orjson.dumps([good, {"type": TYPE}, {**good, "id": "b"}, 7])
+    for settled in (0, 1):
+        intake.take(Incoming(body, BATCH_CONTENT_TYPE, TYPE, TYPE, None, {}, came_back, 2 if came_back else None, 1, 1))
+        await turns()
+        assert (verdicts.given_back, verdicts.settled) == (1, settled)
+    assert kept.places == [1, 3]
+    assert (stage.alone if came_back else stage.sizes) == (["a", "b"] * 2 if came_back else [2, 2])
     await intake.drain(1)

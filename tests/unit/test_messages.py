@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.commands import COMMANDS, AvailabilityUpdate, InvalidCommandError, parse_command
-from schemas.event import MalformedMessageError, decode, encode, wake_ups
+from schemas.event import MAX_EVENTS, MalformedMessageError, decode, decode_each, encode, wake_ups
 from schemas.ids import uuid7
 from schemas.money import to_decimal, to_minor
 from telemetry.trace import begin
@@ -51,13 +53,40 @@ def test_a_message_that_cannot_be_read_says_where(body: bytes, words: str) -> No
         decode(body)
 
 
+GOOD = {"id": "1", "source": "/s", "type": "a.b", "data": {"n": 1}}
+
+
+def test_what_is_malformed_in_a_batch_takes_none_of_the_others_with_it() -> None:
+    odd: dict[str, object] = {"type": "a.b", "data": {"guest": "Zoë", "big": 10**30, "half": 0.5}}
+    body = json.dumps([GOOD, odd, {**GOOD, "id": "2"}, 7]).encode()
+    events, malformed = decode_each(body)
+    assert events == decode(orjson.dumps([GOOD, {**GOOD, "id": "2"}]))
+    assert [(one.place, json.loads(one.raw)) for one in malformed] == [(1, odd), (3, 7)]
+    assert malformed[0].problem == "id: Field required"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"[{}, 7]",
+        orjson.dumps([GOOD])[:-1],
+        orjson.dumps({**GOOD, "type": "UPPER"}),
+        orjson.dumps([GOOD, *[1] * (MAX_EVENTS + 1)]),
+        b" " * 600_000 + orjson.dumps([GOOD, 7]),
+    ],
+)
+def test_a_batch_that_is_none_is_malformed_as_a_whole(body: bytes) -> None:
+    with pytest.raises(MalformedMessageError):
+        decode_each(body)
+
+
 @settings(derandomize=True, database=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_events_or_malformed(body: bytes) -> None:
-    try:
-        decode(body)
-    except MalformedMessageError:
-        return
+    for read in (decode, decode_each):
+        with suppress(MalformedMessageError):
+            read(body)
 
 
 def test_ids_are_version_7_and_go_forward() -> None:
