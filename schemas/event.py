@@ -66,6 +66,11 @@ class Event(BaseModel):
         return read_uuid(self.id) or named(_FOREIGN_IDS, f"{self.source}\n{self.id}")
 
     @property
+    def is_wake_up(self) -> bool:
+        """As staybus publishes them: of a row, with nothing in it that could be lost. A missing source says no more than ours."""
+        return self.data is None and self.source == SOURCE
+
+    @property
     def dedupe_key(self) -> str:
         return self.idempotencykey or f"{self.source}#{self.id}"
 

@@ -23,6 +23,7 @@ from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError, parse_command
 from schemas.vocabulary import EventStatus, Fault, LanePolicy, Owner
 from store import outbound as store
+from store.dead_letters import behind_letters
 from store.gather import Gather
 from store.overlay import document
 from store.results import keep
@@ -48,6 +49,7 @@ from .delivery_rows import (
     with_ids,
 )
 from .governor import Call, Ended, answered, uncounted
+from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Retry
 from .persist import commit, outlast
 from .window import Window
@@ -128,8 +130,21 @@ class DeliveryStage:
 
     async def process(self, events: Sequence[Event]) -> None:
         """Each is leased and on its way when this returns, or waits in its row for somebody who will wake it."""
+        strangers = [event for event in events if not event.is_wake_up]
+        if strangers:
+            await outlast(lambda: self._bury_those_without_a_row(strangers))
         named = {event.row_id: event.connectionid for event in events}
         await asyncio.gather(*(self._take(id_, at) for id_, at in named.items() if self._window.enter(at)))
+
+    async def _bury_those_without_a_row(self, events: Sequence[Event]) -> None:
+        """Deliveries are made of commands. One that somebody published is kept whole, for whoever sent it the wrong way."""
+        problem = "type: deliveries are made of commands; publish the command, with its own type as the routing key"
+        async with self._pool.acquire() as connection:
+            rows = {row.id for row in await behind_letters(connection, [event.row_id for event in events])}
+            without = [event for event in events if event.row_id not in rows]
+            await bury(connection, [stranger(event, problem, self._directory.installation) for event in without])
+        if without:
+            _log.warning("events without a row", extra=about(count=len(without)))
 
     async def process_alone(self, event: Event) -> None:
         """The claim counts the start before the call anyway."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
-from schemas.event import SOURCE
 from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
 from store.overlay import document
@@ -112,6 +111,7 @@ class InboundStage:
 
         starts = await outlast(start)
         if starts is None:
+            await outlast(lambda: self._begin([event]))  # settled, or without a row: then it is not to be lost either
             return
         if starts <= MAX_STARTS:
             await self._process([event], starts=0)
@@ -159,7 +159,7 @@ class InboundStage:
         """Facts come by webhook. One that somebody published is kept whole, for whoever sent it the wrong way."""
         _log.warning("events without a row", extra=about(count=len(events)))
         problem = "type: vendors' facts are recorded from their webhooks, not from the exchange"
-        letters = [stranger(event, problem, self._directory.installation) for event in events if event.source != SOURCE]
+        letters = [stranger(event, problem, self._directory.installation) for event in events if not event.is_wake_up]
         if letters:
             async with self._pool.acquire() as connection:
                 await bury(connection, letters)

@@ -14,7 +14,7 @@ import pytest
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
 from schemas.connection import Connection
-from schemas.event import Event
+from schemas.event import Event, decode
 from simulators.bookings import deliveries, generate, truth
 from store import connections, dead_letters
 from tests.fleet import COMPANY, World
@@ -96,6 +96,25 @@ async def test_what_comes_by_the_exchange_in_the_wrong_way_is_kept_as_a_dead_let
         assert any(word in text for text in texts), texts
     for letter in letters:
         assert inbound.keys.installation.open_bytes(letter["sealed"])
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+async def test_a_fact_that_does_not_say_who_sent_it_is_kept_too(world: World, came_back: bool) -> None:
+    """A missing source is read as ours; but ours never carry data."""
+    fact, wake_up = (
+        {"id": id_, "type": "beds24.booking.created", **more} for id_, more in (("x", {"data": {"id": 1}}), ("y", {}))
+    )
+    events = decode(orjson.dumps([fact, wake_up]))
+    async with open_parts("inbound", world.settings()) as parts:
+        stage = inbound_stage(parts)
+        if came_back:
+            for event in events:
+                await stage.process_alone(event)
+        else:
+            await stage.process(events)
+    (letter,) = await world.db.fetch("SELECT error_message, sealed FROM dead_letters")
+    assert "type: vendors' facts" in letter["error_message"]
+    assert orjson.loads(world.keys.installation.open_bytes(letter["sealed"]))["data"] == {"id": 1}
 
 
 async def test_two_workers_with_the_same_events_apply_and_tell_each_once(world: World) -> None:

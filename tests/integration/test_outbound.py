@@ -234,6 +234,27 @@ async def test_a_malformed_event_of_a_batch_takes_none_of_the_others_with_it(wor
     assert orjson.loads(world.keys.installation.open_bytes(letter["sealed"])) == odd
 
 
+async def test_a_delivery_that_somebody_published_is_kept_as_a_dead_letter(world: World, core: CorePms) -> None:
+    await create(core, "B-23")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    row = await world.db.fetchval("SELECT id FROM channel_events WHERE parent_id IS NOT NULL")
+    said = {"type": "pms.booking.create", "companyid": COMPANY, "data": {**CREATE, "reservationId": "B-24"}}
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange("pms.events", ensure=False)
+        for event in ({"id": "x"}, {"id": "y", "source": "/me"}, {"id": str(row)}, {"id": "w", "data": None}):
+            await exchange.publish(
+                aio_pika.Message(orjson.dumps({**said, **event})), "deliver.beds24.pms.booking.create"
+            )
+    await world.until("SELECT count(*) FROM dead_letters", equals=2)
+    await create(core, "B-25")  # behind them
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.subject == "B-25")
+    letters = await world.db.fetch("SELECT error_message, sealed FROM dead_letters")
+    kept = [orjson.loads(world.keys.installation.open_bytes(letter["sealed"])) for letter in letters]
+    assert {event["id"] for event in kept} == {"x", "y"}
+    assert all(event["data"] == said["data"] for event in kept)
+    assert all("deliveries are made of commands" in letter["error_message"] for letter in letters)
+
+
 async def test_what_a_stranger_puts_into_the_properties_stops_nobody_s_commands(world: World, core: CorePms) -> None:
     """In the work queue and in the dead letters': none of them costs a connection."""
     async with await aio_pika.connect(world.amqp_url) as connection:
