@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import AdapterError
 from store import connections, limits, relay
 from store.pool import is_outage
+from store.seal import SealError
 from telemetry import metrics
 from telemetry.logs import about
 
@@ -98,17 +99,10 @@ class Upkeep:
                 task.add_done_callback(lambda _, id_=connection_id: self._renewing.pop(id_))  # type: ignore[misc]
 
     async def _renew(self, connection_id: str) -> None:
-        known = await outlast(lambda: self._directory.get(connection_id))
-        if known is None:
-            return
         try:
-            await self._sessions.open(known).access_token()
+            known = await outlast(lambda: self._directory.get(connection_id))
+            if known is not None:
+                await self._sessions.open(known).access_token()
         except Exception as error:  # noqa: BLE001 - whoever needs the token meets the same, and ends with a reason
-            _log.warning(
-                "access token not renewed",
-                extra=about(
-                    connection_id=connection_id,
-                    vendor=known.connection.vendor,
-                    error=str(error) if isinstance(error, AdapterError) else type(error).__name__,
-                ),
-            )
+            told = str(error) if isinstance(error, AdapterError | SealError) else type(error).__name__
+            _log.warning("access token not renewed", extra=about(connection_id=connection_id, error=told))
