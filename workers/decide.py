@@ -14,8 +14,9 @@ from .outcome import Park, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What may come out differently the next time. All else needs a person, a mapping or a mended program.
-RETRIED = frozenset({Fault.TRANSIENT, Fault.RATE_LIMITED, Fault.UNKNOWN})
+# What may come out differently the next time, beside a refusal for the rate limit. All else needs a person, a mapping or a
+# mended program.
+RETRIED = frozenset({Fault.TRANSIENT, Fault.UNKNOWN})
 
 _OWNERS = {
     Fault.TRANSIENT: Owner.PIPELINE,
@@ -30,6 +31,9 @@ _OWNERS = {
     Fault.INVALID: Owner.TENANT,
 }
 
+
+SOONEST = 3.0  # seconds after a refusal for the rate limit, whatever the vendor says
+SPREAD = 0.2  # what was refused together comes back over this share of its wait
 
 MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
 
@@ -51,9 +55,11 @@ def decide(
     """attempt counts from 1 and includes the one that failed.
 
     A vendor's Retry-After raises the delay, never lowers it. After an unknown end of a command that nothing can look
-    up, only a person may repeat it.
+    up, only a person may repeat it. A refusal for the rate limit is never the last word: `governor.uncounted` puts it off.
     """
     fault, message, code, after = _read(error)
+    if fault is Fault.RATE_LIMITED:
+        return Retry(fault, message, max(after or 0.0, SOONEST) * (1 + SPREAD * random()), code)
     if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
         return Retry(fault, message, max(delay(policy, attempt - 1, random), after or 0.0), code)
     return Park(fault, message, _OWNERS[fault], code, error.place if isinstance(error, AdapterError) else None)

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from adapters.errors import AdapterError, Misconfigured, Transient, Unknown, Unsupported
+from adapters.errors import AdapterError, Misconfigured, RateLimited, Transient, Unknown, Unsupported
 from adapters.port import MARKER, Command, Repeat, Reply
 from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError, parse_command
@@ -396,7 +396,7 @@ class DeliveryStage:
             return self._failed(work, Unknown(f"{row.event_type}: no answer within {seconds:.0f} s"))
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises becomes an outcome
             if isinstance(error, Unknown | Transient):
-                work.doubt = work.doubt or error.code != NOT_SENT
+                work.doubt = work.doubt or not (error.code == NOT_SENT or isinstance(error, RateLimited))
             elif not isinstance(error, AdapterError):
                 _log.exception("adapter failed", extra=about(**ids(work)))
                 work.doubt = True  # who knows how far it came

@@ -18,6 +18,7 @@ from adapters.port import Repeat
 from schemas.vocabulary import Fault
 from store import limits
 
+from .decide import SOONEST
 from .outcome import Defer, Done, Outcome, Park, Retry
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Governor:
             if budget is not None or ending.answered is None:
                 of.units += call.limit.cost
             if budget is not None and (of.left is None or budget.remaining < of.left[0]):
-                of.left = budget.remaining, now + timedelta(seconds=budget.resets_in)
+                of.left = budget.remaining, now + timedelta(seconds=max(budget.resets_in, SOONEST))
         heard = {e.call.connection.id for e in endings if e.answered}
         failed: dict[str, tuple[str, int]] = {}
         for ending in endings:
@@ -194,13 +195,16 @@ def answered(outcome: Outcome | None) -> bool | None:
 
 
 def uncounted(call: Call, outcome: Outcome, now: datetime, repeat: Repeat = Repeat.SAFE) -> Outcome:
-    """A probe that failed is no attempt; what waits for the circuit is told its time when it comes back.
+    """A probe that failed is no attempt, nor is a call that the vendor refused for its rate limit: it did nothing, and others
+    may have used the units. What waits for the circuit is told its time when it comes back.
 
     repeat   of the command: one of which only a person can tell whether it was done is not done again for being a probe
     """
     match outcome:
         case Park(fault=Fault.UNKNOWN) if repeat is Repeat.ASK:
             return outcome
+        case Retry(fault=Fault.RATE_LIMITED, message=message, after=after):
+            return Defer(now + timedelta(seconds=after), message)
         case Retry(fault=fault, message=message) | Park(fault=fault, message=message) if (
             call.probe and fault in UNANSWERED
         ):

@@ -256,7 +256,7 @@ async def _call(
 ) -> Response:
     """One call, and one more with a newer token if the first was refused (401: nothing was done)."""
     url = _base_url(session.connection) + path
-    token = await session.access_token()
+    token = await _token(session)
     for renew in (True, False):
         request = Request(operation, method, url, headers={**(headers or {}), "token": token}, params=params, json=json)
         try:
@@ -265,15 +265,25 @@ async def _call(
             if safe or error.code == NOT_SENT:
                 raise
             raise Unknown(f"{error}; it may have been done", code=error.code) from error
-        if (budget := _budget(response.headers)) is not None:
+        if (budget := _budget(response)) is not None:
             session.spent(budget)
         if response.status != 401:
             break
         if renew:
-            token = await session.renew_token(token)
+            token = await _token(session, refused=token)
     if 200 <= response.status < 300:
         return response
     raise _failure(operation, response, safe=safe, secret_texts=secret_texts)
+
+
+async def _token(session: Session, refused: str | None = None) -> str:
+    """raises Transient with `not_sent`: whatever became of the token's own request, the call that needs it did not go out"""
+    try:
+        return await (session.access_token() if refused is None else session.renew_token(refused))
+    except RateLimited:
+        raise
+    except Transient as error:
+        raise Transient(str(error), code=NOT_SENT, retry_after=error.retry_after) from error
 
 
 async def _pages(session: Session, operation: str, path: str, params: Sequence[tuple[str, str]]) -> list[Any]:
@@ -308,8 +318,7 @@ def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Se
     elif status == 403:
         failure = Misconfigured(f"{where}: not allowed; check the token's scopes and IP white list", code=code)
     elif status == 429:
-        wait = _number(response.headers, (*_RESETS_IN, "retry-after"))
-        failure = RateLimited(f"{where}: out of credits", code=code, retry_after=_WINDOW if wait is None else wait)
+        failure = RateLimited(f"{where}: out of credits", code=code, retry_after=_resets_in(response))
     elif status in {408, 425} or (status >= 500 and safe):
         failure = Transient(where, code=code)
     elif status >= 500:
@@ -392,12 +401,16 @@ def _granted(operation: str, document: Any, *, kept: bool) -> Grant:
     return Grant(access_token=str(token), expires_in=expires_in, credentials=credentials)
 
 
-def _budget(headers: Mapping[str, str]) -> Budget | None:
-    remaining = _number(headers, _REMAINING)
-    if remaining is None:
-        return None
-    resets_in = _number(headers, _RESETS_IN)
-    return Budget(remaining=remaining, resets_in=_WINDOW if resets_in is None else resets_in)
+def _budget(response: Response) -> Budget | None:
+    """A 429 says that nothing is left, with or without the headers."""
+    remaining = 0.0 if response.status == 429 else _number(response.headers, _REMAINING)
+    return None if remaining is None else Budget(remaining=remaining, resets_in=_resets_in(response))
+
+
+def _resets_in(response: Response) -> float:
+    names = (*_RESETS_IN, "retry-after") if response.status == 429 else _RESETS_IN
+    found = _number(response.headers, names)
+    return _WINDOW if found is None else found
 
 
 def _number(headers: Mapping[str, str], names: Sequence[str]) -> float | None:

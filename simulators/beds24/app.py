@@ -107,7 +107,7 @@ class Beds24:
             self.account.access.expire_all()
             return self.respond(failure(401, "Token is not valid"))
         if kind is not FaultKind.RATE_LIMITED:
-            return plain_failure(kind)
+            return plain_failure(fault)
         limited = self.respond(failure(429, "Credit limit exceeded"))
         limited.headers["x-five-min-limit-remaining"] = "0"
         if fault.seconds is not None:
@@ -191,7 +191,10 @@ def failure(status: int, text: str) -> Answer:
     return Answer(status, {"success": False, "type": "error", "code": status, "error": text})
 
 
-def plain_failure(kind: FaultKind) -> Response:
+def plain_failure(fault: Fault) -> Response:
+    kind = fault.kind
+    if kind is FaultKind.RATE_LIMITED_BARE:
+        return PlainTextResponse("Too Many Requests", 429, {"retry-after": f"{fault.seconds or 0:g}"})
     if kind is FaultKind.HTML_200:
         return HTMLResponse(LOGIN_PAGE)
     if kind is FaultKind.HTML_502:

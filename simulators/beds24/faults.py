@@ -11,6 +11,8 @@ from typing import Any
 class FaultKind(StrEnum):
     RATE_LIMITED = "rate_limited"
     """429, credits shown as 0; nothing done."""
+    RATE_LIMITED_BARE = "rate_limited_bare"
+    """429 as something before the API says it: a Retry-After and none of the credit headers; nothing done."""
     SERVER_ERROR = "server_error"
     """500 with the error envelope."""
     UNAVAILABLE = "unavailable"
@@ -42,7 +44,8 @@ class Fault:
     operation   "POST /bookings", or "*" for any
     count       how many calls it hits; None: until cleared
     skip        how many matching calls pass untouched first
-    seconds     slow: how late; rate_limited: what `resets-in` says (default: the window's rest)
+    seconds     slow: how late; rate_limited: what `resets-in` says (default: the window's rest),
+                rate_limited_bare: what Retry-After says
     close       timeouts: cut the connection at once rather than keep the caller waiting
     commit      whether the work is done nevertheless; None: as the kind has it
     field, message   refuse_item: what the refusal says

@@ -22,6 +22,7 @@ class Break(StrEnum):
     TOKEN_EXPIRED = "the access token is refused once"
     TOKEN_DEAD = "every access token is refused"
     RATE_LIMITED = "429, with RESETS_IN seconds"
+    RATE_LIMITED_BARE = "429 with RESETS_IN as Retry-After and no word of the limit"
     SERVER_ERROR = "500"
     HTML_200 = "a page of HTML with 200; the work is done"
     HTML_502 = "a page of HTML with 502"

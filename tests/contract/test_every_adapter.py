@@ -31,10 +31,22 @@ from adapters.errors import (
     Unknown,
     Unsupported,
 )
-from adapters.port import Effects, Fact, Hint, Recorded, Repeat, Request, Response, Scheme, WebhookAuth, WebhookRequest
+from adapters.port import (
+    Budget,
+    Effects,
+    Fact,
+    Hint,
+    Recorded,
+    Repeat,
+    Request,
+    Response,
+    Scheme,
+    WebhookAuth,
+    WebhookRequest,
+)
 from adapters.registry import adapters
 from adapters.signatures import sign, verify
-from adapters.transport import HttpTransport
+from adapters.transport import NOT_SENT, HttpTransport
 from schemas.commands import COMMANDS
 from schemas.event import TYPE_PATTERN
 from schemas.ids import uuid7
@@ -366,6 +378,7 @@ async def test_the_same_command_twice_is_the_same_request(
 FAILURES = {
     Break.TOKEN_DEAD: (Unauthorized, Unauthorized),
     Break.RATE_LIMITED: (RateLimited, RateLimited),
+    Break.RATE_LIMITED_BARE: (RateLimited, RateLimited),
     Break.SERVER_ERROR: (Transient, Unknown),
     Break.HTML_200: (Unknown, Unknown),
     Break.HTML_502: (Transient, Unknown),
@@ -391,8 +404,9 @@ async def test_a_command_that_fails_says_what_to_do_next(
         await adapter.execute(session, command(event_type, evidence.commands[event_type], world))
     assert type(caught.value) is expected
     _explains(caught.value, vendor, evidence, session)
-    if how is Break.RATE_LIMITED:
+    if expected is RateLimited:
         assert caught.value.retry_after == RESETS_IN
+        assert session.budgets[-1] == Budget(0, RESETS_IN), "the others of the connection must wait, too"
     if how is Break.REFUSED:
         assert caught.value.code
 
@@ -477,6 +491,7 @@ async def test_fetch_brings_what_exists_and_leaves_out_what_is_gone(
 READ_FAILURES = {
     Break.TOKEN_DEAD: Unauthorized,
     Break.RATE_LIMITED: RateLimited,
+    Break.RATE_LIMITED_BARE: RateLimited,
     Break.SERVER_ERROR: Transient,
     Break.HTML_200: Transient,
     Break.HTML_502: Transient,
@@ -496,6 +511,22 @@ async def test_a_read_that_fails_can_be_tried_again(
         await adapters()[vendor].fetch(session, world.hints)
     assert type(caught.value) is READ_FAILURES[how]
     _explains(caught.value, vendor, evidence, session)
+    if READ_FAILURES[how] is RateLimited:
+        assert session.budgets[-1] == Budget(0, RESETS_IN), "the others of the connection must wait, too"
+
+
+@EACH_COMMAND
+async def test_without_a_token_the_vendor_was_surely_not_told(
+    vendor: str, event_type: str, evidence: Evidence, world: World, session: TestSession
+) -> None:
+    async def no_token() -> str:
+        raise Transient(f"{vendor}: the login is away", code="503")
+
+    session.access_token = no_token  # type: ignore[method-assign]
+    with pytest.raises(Transient) as caught:
+        await adapters()[vendor].execute(session, command(event_type, evidence.commands[event_type], world))
+    assert caught.value.code == NOT_SENT
+    assert "the login is away" in str(caught.value)
 
 
 PULLING = pytest.mark.parametrize("vendor", [name for name in VENDORS if adapters()[name].manifest.pulls])

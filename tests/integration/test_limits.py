@@ -17,6 +17,7 @@ from adapters.port import Budget, RateLimit
 from schemas.connection import Connection
 from store import connections, limits
 from store.pool import open_pool
+from workers.decide import SOONEST
 from workers.governor import SPREAD, Call, Ended, Governor
 from workers.outcome import Defer
 
@@ -118,6 +119,15 @@ async def test_two_processes_share_a_budget_and_none_of_them_overspends(ground: 
     refused = next(verdict for pair in verdicts for verdict in pair if verdict is not None)
     assert "rate limit" in refused.message
     assert timedelta(minutes=4) < refused.until - ground.clock() <= LIMIT.per
+
+
+async def test_after_a_refusal_nothing_goes_out_for_some_seconds_whatever_the_vendor_says(ground: Ground) -> None:
+    governor, refused = ground.governor(), of()
+    assert await ground.one(governor, refused) is None
+    await ground.note(governor, Ended(refused, True, Budget(0, 0)))
+    waits = await ground.one(ground.governor(), of())
+    assert waits is not None
+    assert timedelta(0) < waits.until - ground.clock() <= timedelta(seconds=SOONEST)
 
 
 async def test_a_new_window_is_shared_as_well_however_many_come_at_its_beginning(ground: Ground) -> None:

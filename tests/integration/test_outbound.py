@@ -287,6 +287,24 @@ async def test_credits_that_are_used_up_defer_and_do_not_count(world: World, cor
     assert budget["remaining"] < 100
 
 
+@pytest.mark.parametrize("kind", [FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED_BARE])
+async def test_a_vendor_that_refuses_for_its_rate_limit_costs_no_attempt_and_no_look_up(
+    world: World, core: CorePms, kind: FaultKind
+) -> None:
+    """As where another tool uses the same account up, window after window."""
+    world.sim.faults.add(Fault(kind, operation="POST /bookings", seconds=0, count=4))
+    for n in range(3):
+        await create(core, f"B-{n}")
+    done = "SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'"
+    await world.until(done, equals=3, timeout=60)
+    assert world.sim.faults.pending == []
+    assert len(created(world)) == 3
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+    rows = await world.db.fetch("SELECT attempts FROM channel_events WHERE parent_id IS NOT NULL")
+    assert [row["attempts"] for row in rows] == [1, 1, 1]
+    assert [call for call in world.sim.account.calls if call.operation == "GET /bookings"] == []
+
+
 async def test_a_failed_head_holds_its_lane_and_nobody_elses(world: World, core: CorePms) -> None:
     world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings"))
     await create(core, "B-10")

@@ -8,7 +8,7 @@ from adapters import errors
 from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
 from topology.retry import POLICIES
-from workers.decide import decide
+from workers.decide import SOONEST, SPREAD, decide
 from workers.outcome import Park, Retry
 
 POLICY = POLICIES["channel_event"]
@@ -22,7 +22,6 @@ def outcome(error: Exception, attempt: int = 1, repeat: Repeat = Repeat.SAFE) ->
     ("error", "fault"),
     [
         (errors.Transient("x"), Fault.TRANSIENT),
-        (errors.RateLimited("x", retry_after=9), Fault.RATE_LIMITED),
         (errors.Unknown("x"), Fault.UNKNOWN),
     ],
 )
@@ -69,13 +68,25 @@ def test_a_bug_is_ours_and_its_text_is_not_repeated() -> None:
 
 
 def test_the_vendors_retry_after_raises_the_delay_and_never_lowers_it() -> None:
-    later = outcome(errors.RateLimited("x", retry_after=120))
-    sooner = outcome(errors.RateLimited("x", retry_after=0.01))
+    later = outcome(errors.Transient("x", retry_after=120))
+    sooner = outcome(errors.Transient("x", retry_after=0.01))
     plain = outcome(errors.Transient("x"))
     assert isinstance(later, Retry)
     assert isinstance(sooner, Retry)
     assert isinstance(plain, Retry)
     assert (later.after, sooner.after) == (120, plain.after)
+
+
+@pytest.mark.parametrize("attempt", [1, 3, 4])
+@pytest.mark.parametrize(("said", "after"), [(120.0, 120.0), (0.0, SOONEST), (None, SOONEST)])
+def test_a_refusal_for_the_rate_limit_is_never_the_last_word(attempt: int, said: float | None, after: float) -> None:
+    found = outcome(errors.RateLimited("x", code="429", retry_after=said), attempt)
+    assert found == Retry(Fault.RATE_LIMITED, "x", after, "429")
+    late = decide(
+        errors.RateLimited("x", retry_after=said), POLICY, attempt=attempt, max_attempts=3, random=lambda: 0.5
+    )
+    assert isinstance(late, Retry)
+    assert late.after == pytest.approx(after * (1 + SPREAD / 2))
 
 
 def test_an_unknown_end_that_nobody_can_look_up_is_a_persons() -> None:

@@ -55,12 +55,19 @@ def test_everything_else_counts() -> None:
     failed: list[Outcome] = [Retry(fault, "x", 1.0) for fault in UNANSWERED]
     assert [uncounted(call(), outcome, NOW) for outcome in failed] == failed
     rest: list[Outcome] = [
-        Retry(Fault.RATE_LIMITED, "x", 1.0),
         Park(Fault.REJECTED, "x", Owner.TENANT),
         Park(Fault.BUG, "x", Owner.PIPELINE),
         Done(Effects()),
     ]
     assert [uncounted(call(probe=True), outcome, NOW) for outcome in rest] == rest
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("repeat", list(Repeat))
+def test_a_refusal_for_the_rate_limit_is_no_attempt(probe: bool, repeat: Repeat) -> None:
+    refused = Retry(Fault.RATE_LIMITED, "out of credits", 7.0, "429")
+    put_off = uncounted(call(probe=probe), refused, NOW, repeat)
+    assert put_off == Defer(NOW + timedelta(seconds=7), "out of credits")
 
 
 def test_what_only_a_person_can_repeat_is_not_repeated_for_having_been_a_probe() -> None:

@@ -41,6 +41,7 @@ KINDS: Mapping[Break, FaultKind] = {
     Break.TOKEN_EXPIRED: FaultKind.EXPIRED_TOKEN,
     Break.TOKEN_DEAD: FaultKind.EXPIRED_TOKEN,
     Break.RATE_LIMITED: FaultKind.RATE_LIMITED,
+    Break.RATE_LIMITED_BARE: FaultKind.RATE_LIMITED_BARE,
     Break.SERVER_ERROR: FaultKind.SERVER_ERROR,
     Break.HTML_200: FaultKind.HTML_200,
     Break.HTML_502: FaultKind.HTML_502,
@@ -88,7 +89,7 @@ class World:
             self._refuse(event_type)
             return
         count = None if how is Break.TOKEN_DEAD else 1
-        seconds = RESETS_IN if how is Break.RATE_LIMITED else None
+        seconds = RESETS_IN if how in {Break.RATE_LIMITED, Break.RATE_LIMITED_BARE} else None
         self.sim.faults.add(Fault(KINDS[how], operation, count=count, seconds=seconds))
 
     def _refuse(self, event_type: str | None) -> None:
