@@ -287,19 +287,19 @@ async def _token(session: Session, refused: str | None = None) -> str:
 
 
 async def _pages(session: Session, operation: str, path: str, params: Sequence[tuple[str, str]]) -> list[Any]:
-    """The items of all pages. raises Malformed where the envelope is not one"""
+    """The items of all pages."""
     return [item async for page, _ in _each_page(session, operation, path, params, most=MAX_PAGES) for item in page]
 
 
 async def _each_page(
     session: Session, operation: str, path: str, params: Sequence[tuple[str, str]], *, most: int
 ) -> AsyncGenerator[tuple[list[Any], bool]]:
-    """(items, whether there is another page). raises Malformed where the envelope is not one"""
+    """(items, whether there is another page). An answer without the envelope says nothing of what was asked for: Transient."""
     for page in range(1, most + 1):
         paged = [*params, ("page", str(page))] if page > 1 else params
         document = (await _call(session, operation, "GET", path, params=paged)).document
         if not isinstance(document, dict) or not isinstance(document.get("data"), list):
-            raise Malformed("data", f"no list in the answer to {operation}")
+            raise Transient(f"beds24 {operation}: an answer without a list in data", code="no_data")
         pages = document.get("pages")
         more = isinstance(pages, dict) and pages.get("nextPageExists") is True
         yield document["data"], more

@@ -197,6 +197,8 @@ def plain_failure(fault: Fault) -> Response:
         return PlainTextResponse("Too Many Requests", 429, {"retry-after": f"{fault.seconds or 0:g}"})
     if kind is FaultKind.HTML_200:
         return HTMLResponse(LOGIN_PAGE)
+    if kind is FaultKind.EMPTY_200:
+        return Response(status_code=200)
     if kind is FaultKind.HTML_502:
         return HTMLResponse(BAD_GATEWAY, 502)
     if kind is FaultKind.UNAVAILABLE:

@@ -20,6 +20,8 @@ class FaultKind(StrEnum):
     HTML_200 = "html_200"
     """An HTML page with status 200, as a login page or a proxy answers."""
     HTML_502 = "html_502"
+    EMPTY_200 = "empty_200"
+    """200 without a body."""
     CUT_JSON = "cut_json"
     """The right status, the first half of the right body."""
     TIMEOUT_AFTER_COMMIT = "timeout_after_commit"
@@ -33,7 +35,9 @@ class FaultKind(StrEnum):
     """201, but the first item of the body is refused."""
 
 
-COMMITS = frozenset({FaultKind.CUT_JSON, FaultKind.HTML_200, FaultKind.TIMEOUT_AFTER_COMMIT, FaultKind.SLOW})
+COMMITS = frozenset(
+    {FaultKind.CUT_JSON, FaultKind.HTML_200, FaultKind.EMPTY_200, FaultKind.TIMEOUT_AFTER_COMMIT, FaultKind.SLOW}
+)
 """Faults that damage the answer, not the work."""
 
 

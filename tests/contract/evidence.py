@@ -25,6 +25,7 @@ class Break(StrEnum):
     RATE_LIMITED_BARE = "429 with RESETS_IN as Retry-After and no word of the limit"
     SERVER_ERROR = "500"
     HTML_200 = "a page of HTML with 200; the work is done"
+    EMPTY_200 = "200 without a body; the work is done"
     HTML_502 = "a page of HTML with 502"
     CUT_JSON = "half of the JSON; the work is done"
     TIMEOUT_DONE = "the work is done, the answer never comes"

@@ -44,6 +44,7 @@ KINDS: Mapping[Break, FaultKind] = {
     Break.RATE_LIMITED_BARE: FaultKind.RATE_LIMITED_BARE,
     Break.SERVER_ERROR: FaultKind.SERVER_ERROR,
     Break.HTML_200: FaultKind.HTML_200,
+    Break.EMPTY_200: FaultKind.EMPTY_200,
     Break.HTML_502: FaultKind.HTML_502,
     Break.CUT_JSON: FaultKind.CUT_JSON,
     Break.TIMEOUT_DONE: FaultKind.TIMEOUT_AFTER_COMMIT,

@@ -434,10 +434,22 @@ async def test_an_address_that_is_none_is_misconfigured() -> None:
         await adapter.execute(scripted(base_url="beds24.com"), cancel())
 
 
-@pytest.mark.parametrize("document", [None, [], {}, {"data": {}}, {"data": [3]}, {"data": [{"id": 1}]}])
-async def test_an_answer_that_is_no_list_of_bookings_is_malformed(document: Any) -> None:
+@pytest.mark.parametrize("document", [{"data": [3]}, {"data": [{"id": 1}]}])
+async def test_a_document_that_is_no_booking_is_malformed(document: Any) -> None:
     with pytest.raises(Malformed):
         await adapter.fetch(scripted(answered(document, 200)), [Hint(RESERVATION, "1")])
+
+
+@pytest.mark.parametrize("status", [200, 204])
+@pytest.mark.parametrize("document", [None, [], {}, "", {"data": {}}, {"success": True}])
+async def test_an_answer_without_its_list_is_asked_for_again(status: int, document: Any) -> None:
+    for hint in (Hint(RESERVATION, "1"), Hint(AVAILABILITY, "1")):
+        with pytest.raises(Transient, match="without a list in data"):
+            await adapter.fetch(scripted(answered(document, status)), [hint])
+    with pytest.raises(Transient):
+        await adapter.find(scripted(answered(document, status)), create())
+    with pytest.raises(Transient):
+        await pulled(scripted(answered(document, status)), datetime(2026, 1, 1, tzinfo=UTC))
 
 
 async def test_a_fetched_booking_that_cannot_be_is_named() -> None:
