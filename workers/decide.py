@@ -33,6 +33,7 @@ _OWNERS = {
 
 
 SOONEST = 3.0  # seconds after a refusal for the rate limit, whatever the vendor says
+LONGEST = 3600.0  # seconds that a vendor's word puts anything off
 SPREAD = 0.2  # what was refused together comes back over this share of its wait
 
 MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
@@ -54,19 +55,19 @@ def decide(
 ) -> Retry | Park:
     """attempt counts from 1 and includes the one that failed.
 
-    A vendor's Retry-After raises the delay, never lowers it. After an unknown end of a command that nothing can look
+    A vendor's Retry-After raises the delay, up to an hour, and never lowers it. After an unknown end of a command that nothing can look
     up, only a person may repeat it. A refusal for the rate limit is never the last word: `governor.uncounted` puts it off.
     """
     fault, message, code, after = _read(error)
     if fault is Fault.RATE_LIMITED:
-        return Retry(fault, message, max(after or 0.0, SOONEST) * (1 + SPREAD * random()), code)
+        return Retry(fault, message, max(after, SOONEST) * (1 + SPREAD * random()), code)
     if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
-        return Retry(fault, message, max(delay(policy, attempt - 1, random), after or 0.0), code)
+        return Retry(fault, message, max(delay(policy, attempt - 1, random), after), code)
     return Park(fault, message, _OWNERS[fault], code, error.place if isinstance(error, AdapterError) else None)
 
 
-def _read(error: BaseException) -> tuple[Fault, str, str | None, float | None]:
+def _read(error: BaseException) -> tuple[Fault, str, str | None, float]:
     if isinstance(error, AdapterError):
-        return error.fault, str(error), error.code, error.retry_after
+        return error.fault, str(error), error.code, min(error.retry_after or 0.0, LONGEST)
     # The text of a foreign exception may quote a guest; its type and place are in the log.
-    return Fault.BUG, f"{type(error).__name__} in staybus; the log has the place", None, None
+    return Fault.BUG, f"{type(error).__name__} in staybus; the log has the place", None, 0.0

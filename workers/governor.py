@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 UNANSWERED = frozenset({Fault.TRANSIENT, Fault.UNKNOWN})
 MANY = 3  # two calls for many events each open a circuit, before those events have used their attempts up
+WINDOWS = 2  # so many of its periods a rate limit lasts at most, whatever the vendor says
 SPREAD = 0.5  # what waits for a circuit comes back over this share of its pause, not all at once
 
 
@@ -122,7 +123,7 @@ class Governor:
             if budget is not None or ending.answered is None:
                 of.units += call.limit.cost
             if budget is not None and (of.left is None or budget.remaining < of.left[0]):
-                of.left = budget.remaining, now + timedelta(seconds=max(budget.resets_in, SOONEST))
+                of.left = budget.remaining, now + _believed(budget, call.limit)
         heard = {e.call.connection.id for e in endings if e.answered}
         failed: dict[str, tuple[str, int]] = {}
         for ending in endings:
@@ -174,6 +175,11 @@ class Governor:
             return Defer(known.resets_at, f"rate limit: {known.free:g} units left, {needed:g} needed")
         balances[call.scope] = taken[call.scope] = replace(known, under_way=known.under_way + limit.cost)
         return None
+
+
+def _believed(budget: Budget, limit: RateLimit) -> timedelta:
+    """Until it is full again: one wrong word must not put a connection off for days, nor let it call again at once."""
+    return min(timedelta(seconds=max(budget.resets_in, SOONEST)), WINDOWS * limit.per)
 
 
 def _least(call: Call) -> float:

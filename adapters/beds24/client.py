@@ -410,7 +410,7 @@ def _budget(response: Response) -> Budget | None:
 def _resets_in(response: Response) -> float:
     names = (*_RESETS_IN, "retry-after") if response.status == 429 else _RESETS_IN
     found = _number(response.headers, names)
-    return _WINDOW if found is None else found
+    return _WINDOW if found is None else min(found, _WINDOW)
 
 
 def _number(headers: Mapping[str, str], names: Sequence[str]) -> float | None:

@@ -130,6 +130,15 @@ async def test_after_a_refusal_nothing_goes_out_for_some_seconds_whatever_the_ve
     assert timedelta(0) < waits.until - ground.clock() <= timedelta(seconds=SOONEST)
 
 
+async def test_no_word_of_a_vendor_puts_a_connection_off_for_long(ground: Ground) -> None:
+    governor, liar = ground.governor(), of()
+    assert await ground.one(governor, liar) is None
+    await ground.note(governor, Ended(liar, True, Budget(0, 999_999_999)))
+    waits = await ground.one(ground.governor(), of())
+    assert waits is not None
+    assert waits.until - ground.clock() <= 2 * LIMIT.per
+
+
 async def test_a_new_window_is_shared_as_well_however_many_come_at_its_beginning(ground: Ground) -> None:
     """Of a row that is over nothing is known, but it must be locked all the same."""
     governors = [ground.governor() for _ in range(4)]

@@ -8,7 +8,7 @@ from adapters import errors
 from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
 from topology.retry import POLICIES
-from workers.decide import SOONEST, SPREAD, decide
+from workers.decide import LONGEST, SOONEST, SPREAD, decide
 from workers.outcome import Park, Retry
 
 POLICY = POLICIES["channel_event"]
@@ -87,6 +87,13 @@ def test_a_refusal_for_the_rate_limit_is_never_the_last_word(attempt: int, said:
     )
     assert isinstance(late, Retry)
     assert late.after == pytest.approx(after * (1 + SPREAD / 2))
+
+
+@pytest.mark.parametrize("error", [errors.Transient, errors.RateLimited])
+def test_no_word_of_a_vendor_puts_anything_off_for_more_than_an_hour(error: type[errors.AdapterError]) -> None:
+    found = outcome(error("x", retry_after=31_536_000))
+    assert isinstance(found, Retry)
+    assert found.after == LONGEST == 3600
 
 
 def test_an_unknown_end_that_nobody_can_look_up_is_a_persons() -> None:

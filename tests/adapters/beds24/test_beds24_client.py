@@ -429,6 +429,18 @@ async def test_a_429_without_headers_waits_a_whole_window() -> None:
     assert caught.value.retry_after == 300
 
 
+async def test_no_wait_is_longer_than_the_window() -> None:
+    session = scripted(
+        answered([{"success": True}], x_five_min_limit_remaining="9", x_five_min_limit_resets_in="999999999"),
+        answered(None, 429, retry_after="31536000"),
+    )
+    await adapter.execute(session, cancel())
+    with pytest.raises(RateLimited) as caught:
+        await adapter.execute(session, cancel())
+    assert caught.value.retry_after == 300
+    assert session.budgets == [Budget(9.0, 300.0), Budget(0.0, 300.0)]
+
+
 async def test_an_address_that_is_none_is_misconfigured() -> None:
     with pytest.raises(Misconfigured, match="base_url"):
         await adapter.execute(scripted(base_url="beds24.com"), cancel())
