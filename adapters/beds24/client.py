@@ -181,7 +181,7 @@ class Beds24:
             response = await http.send(Request(operation, "GET", url, headers={header: value}))
             if response.status == 200:
                 return _granted(operation, response.document, kept=header == "code")
-            if response.status not in {400, 401, 403, 404}:
+            if response.status not in {400, 401, 403, 404} or not _is_refusal(response):
                 raise _failure(operation, response, safe=True)
             name = "refresh_token" if header == "refreshToken" else "invite_code"
             refused = f"beds24 {operation}: {name} was refused ({response.status}); create a new invite code in Beds24"
@@ -309,26 +309,34 @@ async def _each_page(
 
 
 def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Sequence[str] = ()) -> AdapterError:
-    """What a status that is not a success means."""
+    """What a status that is not a success means.
+
+    Only the API's own words are a refusal. What stands before it, or for it during a deploy, answers with pages and
+    redirects and has judged nothing.
+    """
     status = response.status
     code, where = str(status), f"beds24 {operation}: {status}"
     failure: AdapterError
-    if status == 401:
+    if status == 429:
+        failure = RateLimited(f"{where}: out of credits", code=code, retry_after=_resets_in(response))
+    elif status in {408, 425}:
+        failure = Transient(where, code=code)
+    elif status >= 500 or not _is_refusal(response):
+        said = where if status >= 500 else f"{where}: not an answer of the API; if it stays so, check base_url"
+        failure = Transient(said, code=code) if safe else Unknown(f"{said}; it may have been done", code=code)
+    elif status == 401:
         failure = Unauthorized(f"{where}: the token is not accepted, nor is a new one", code=code)
     elif status == 403:
         failure = Misconfigured(f"{where}: not allowed; check the token's scopes and IP white list", code=code)
-    elif status == 429:
-        failure = RateLimited(f"{where}: out of credits", code=code, retry_after=_resets_in(response))
-    elif status in {408, 425} or (status >= 500 and safe):
-        failure = Transient(where, code=code)
-    elif status >= 500:
-        failure = Unknown(f"{where}; it may have been done", code=code)
-    elif status >= 400:
-        error = response.document.get("error") if isinstance(response.document, dict) else None
-        failure = Rejected(f"{where}: {_vendors_words(error, secret_texts)}", code=code)
     else:
-        failure = Misconfigured(f"{where}: not an answer of the API; check base_url", code=code)
+        failure = Rejected(f"{where}: {_vendors_words(response.document.get('error'), secret_texts)}", code=code)
     return failure
+
+
+def _is_refusal(response: Response) -> bool:
+    """Whether it is the API that says no: it does so in its error envelope."""
+    document = response.document
+    return 400 <= response.status < 500 and isinstance(document, dict) and document.get("success") is False
 
 
 def _item(operation: str, response: Response) -> Mapping[str, Any]:

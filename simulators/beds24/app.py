@@ -25,7 +25,13 @@ from simulators.server import DROP
 PREFIXES = ("/api/v2", "/v2")  # beds24.com/api/v2 (measured) and api.beds24.com/v2 (in the wiki)
 MOST_BYTES = 1_000_000
 LOGIN_PAGE = "<!DOCTYPE html><html><head><title>Login</title></head><body><h1>Please log in</h1></body></html>"
+NOT_FOUND = "<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1></body></html>"
 BAD_GATEWAY = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+PAGES = {
+    FaultKind.HTML_200: (200, LOGIN_PAGE),
+    FaultKind.HTML_404: (404, NOT_FOUND),
+    FaultKind.HTML_502: (502, BAD_GATEWAY),
+}
 
 
 class Beds24:
@@ -195,12 +201,11 @@ def plain_failure(fault: Fault) -> Response:
     kind = fault.kind
     if kind is FaultKind.RATE_LIMITED_BARE:
         return PlainTextResponse("Too Many Requests", 429, {"retry-after": f"{fault.seconds or 0:g}"})
-    if kind is FaultKind.HTML_200:
-        return HTMLResponse(LOGIN_PAGE)
+    if kind in PAGES:
+        status, page = PAGES[kind]
+        return HTMLResponse(page, status)
     if kind is FaultKind.EMPTY_200:
         return Response(status_code=200)
-    if kind is FaultKind.HTML_502:
-        return HTMLResponse(BAD_GATEWAY, 502)
     if kind is FaultKind.UNAVAILABLE:
         return PlainTextResponse("Service Unavailable", 503)
     error = failure(500, "Internal server error")

@@ -19,6 +19,8 @@ class FaultKind(StrEnum):
     """503 with a plain text body."""
     HTML_200 = "html_200"
     """An HTML page with status 200, as a login page or a proxy answers."""
+    HTML_404 = "html_404"
+    """As what stands before the API answers during a deploy."""
     HTML_502 = "html_502"
     EMPTY_200 = "empty_200"
     """200 without a body."""

@@ -26,6 +26,7 @@ class Break(StrEnum):
     SERVER_ERROR = "500"
     HTML_200 = "a page of HTML with 200; the work is done"
     EMPTY_200 = "200 without a body; the work is done"
+    HTML_404 = "a page of HTML with 404; nothing is done"
     HTML_502 = "a page of HTML with 502"
     CUT_JSON = "half of the JSON; the work is done"
     TIMEOUT_DONE = "the work is done, the answer never comes"

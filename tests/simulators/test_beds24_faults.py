@@ -27,6 +27,7 @@ async def attempt(api: httpx.AsyncClient, beds24: Beds24, fault: Fault) -> httpx
         (FaultKind.RATE_LIMITED, 429, "application/json"),
         (FaultKind.SERVER_ERROR, 500, "application/json"),
         (FaultKind.UNAVAILABLE, 503, "text/plain"),
+        (FaultKind.HTML_404, 404, "text/html"),
         (FaultKind.HTML_502, 502, "text/html"),
         (FaultKind.RATE_LIMITED_BARE, 429, "text/plain"),
         (FaultKind.EXPIRED_TOKEN, 401, "application/json"),

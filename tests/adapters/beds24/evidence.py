@@ -45,6 +45,7 @@ KINDS: Mapping[Break, FaultKind] = {
     Break.SERVER_ERROR: FaultKind.SERVER_ERROR,
     Break.HTML_200: FaultKind.HTML_200,
     Break.EMPTY_200: FaultKind.EMPTY_200,
+    Break.HTML_404: FaultKind.HTML_404,
     Break.HTML_502: FaultKind.HTML_502,
     Break.CUT_JSON: FaultKind.CUT_JSON,
     Break.TIMEOUT_DONE: FaultKind.TIMEOUT_AFTER_COMMIT,

@@ -383,7 +383,7 @@ async def test_a_create_without_a_readable_result_may_have_been_done(document: A
 @pytest.mark.parametrize(
     ("status", "for_create", "for_cancel"),
     [
-        (302, Misconfigured, Misconfigured),
+        (302, Unknown, Transient),
         (400, Rejected, Rejected),
         (404, Rejected, Rejected),
         (408, Transient, Transient),
@@ -404,8 +404,24 @@ async def test_statuses(status: int, for_create: type[AdapterError], for_cancel:
         assert ("text of the vendor" in str(caught.value)) == (expected is Rejected)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 403, 404, 405, 413, 422])
+@pytest.mark.parametrize("document", [None, [], "no", {"error": "no route"}, {"success": True}])
+async def test_what_is_not_the_apis_own_word_is_no_refusal(status: int, document: Any) -> None:
+    for sent, expected in ((create(), Unknown), (cancel(), Transient)):
+        with pytest.raises(AdapterError, match="not an answer of the API; if it stays so, check base_url") as caught:
+            await adapter.execute(scripted(answered(document, status)), sent)
+        assert type(caught.value) is expected
+    with pytest.raises(Transient):
+        await adapter.fetch(scripted(answered(document, status)), [Hint(RESERVATION, "1")])
+    with pytest.raises(Transient):
+        await adapter.grant(
+            Script(answered(document, status)), connection(), {"refresh_token": "r", "invite_code": "i"}
+        )
+
+
 async def test_a_token_that_is_refused_twice_is_unauthorized() -> None:
-    session = scripted(answered(None, 401), answered({"token": "b", "expiresIn": 1}, 200), answered(None, 401))
+    no = {"success": False, "code": 401, "error": "Token is not valid"}
+    session = scripted(answered(no, 401), answered({"token": "b", "expiresIn": 1}, 200), answered(no, 401))
     session._credentials = {"refresh_token": "r"}
     with pytest.raises(Unauthorized):
         await adapter.execute(session, create())
@@ -483,6 +499,13 @@ async def test_a_server_that_always_has_a_next_page_is_left() -> None:
 async def test_a_grant_that_cannot_be_read_is_tried_again(document: Any) -> None:
     with pytest.raises(Transient):
         await adapter.grant(Script(answered(document, 200)), connection(), {"refresh_token": "r"})
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_a_grant_that_the_api_refuses_is_misconfigured(status: int) -> None:
+    no = {"success": False, "type": "error", "code": status, "error": "no"}
+    with pytest.raises(Misconfigured, match="refresh_token was refused"):
+        await adapter.grant(Script(answered(no, status)), connection(), {"refresh_token": "r"})
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, RateLimited), (500, Transient)])
