@@ -351,14 +351,17 @@ def _created(operation: str, result: Mapping[str, Any], secret_texts: Sequence[s
     """A booking that has an id was made, also when the vendor adds that a part of it was refused."""
     new = result.get("new")
     id_ = new.get("id") if isinstance(new, dict) else None
-    if id_:
-        return Reply(external_id=str(id_), response=_told(result))
-    if result.get("success") is True:
-        raise Unknown(f"beds24 {operation}: done, but without an id", code="no_id")
-    raise _refused(operation, result, secret_texts)
+    if id_ is None:
+        raise _refused(operation, result, secret_texts)
+    if isinstance(id_, bool) or not re.fullmatch(MANIFEST.external_ids[EntityType.RESERVATION], str(id_)):
+        raise Unknown(f"beds24 {operation}: new.id cannot be a booking's; it may have been done", code="no_id")
+    return Reply(external_id=str(id_), response=_told(result))
 
 
-def _refused(operation: str, result: Mapping[str, Any], secret_texts: Sequence[str]) -> Rejected:
+def _refused(operation: str, result: Mapping[str, Any], secret_texts: Sequence[str]) -> Rejected | Unknown:
+    """Why an item is not done: refused where the vendor says so in a word, else nobody knows."""
+    if result.get("success") is not False:
+        return Unknown(f"beds24 {operation}: no word of what became of it; it may have been done", code="no_result")
     errors = _dicts(result.get("errors")) or [{}]
     said = []
     for error in errors[:5]:

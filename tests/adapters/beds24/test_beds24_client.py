@@ -374,10 +374,25 @@ async def test_a_change_that_was_made_in_part_is_refused_and_says_so() -> None:
         await adapter.execute(scripted(answered([result])), cancel())
 
 
-@pytest.mark.parametrize("document", [None, [], {}, ["x"], [{"success": True}], [{"success": True, "new": {}}]])
+@pytest.mark.parametrize(
+    "document",
+    [None, [], {}, ["x"], [{}], [{"success": "no"}], [{"success": True}], [{"success": True, "new": {}}]],
+)
 async def test_a_create_without_a_readable_result_may_have_been_done(document: Any) -> None:
     with pytest.raises(Unknown):
         await adapter.execute(scripted(answered(document)), create())
+
+
+@pytest.mark.parametrize("success", [True, False, None])
+@pytest.mark.parametrize("id_", [True, False, 0, -1, 1.5, {"a": 1}, [7], "", "x", "9" * 5000, "7\n"])
+async def test_an_id_that_is_none_is_not_taken_and_not_forgotten(id_: Any, success: bool | None) -> None:
+    with pytest.raises(Unknown, match=r"new\.id cannot be a booking's"):
+        await adapter.execute(scripted(answered([{"success": success, "new": {"id": id_}}])), create())
+
+
+async def test_a_change_without_a_word_of_its_success_may_have_been_done() -> None:
+    with pytest.raises(Unknown, match="no word of what became of it"):
+        await adapter.execute(scripted(answered([{"modified": {"status": "cancelled"}}])), cancel())
 
 
 @pytest.mark.parametrize(
