@@ -62,6 +62,8 @@ MOMENTS: dict[type[Exception], Moment] = {
     httpx.RequestError: Moment.NO_ANSWER,  # what a later httpx may add
 }
 
+MOST_BYTES = 32 * 1024 * 1024  # of an answer, decoded: what is longer is no usable answer
+
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # More than a process ever has under way to one vendor (256 deliveries, or 64 fetches): a call that found no socket would look
@@ -74,6 +76,10 @@ KEPT = 100  # of them, while idle
 def _authorities() -> ssl.SSLContext:
     """Whom we trust, of all clients of the process: to read it takes 30 ms each time."""
     return httpx.create_ssl_context()
+
+
+class TooLargeError(httpx.RequestError):
+    """An answer of more than MOST_BYTES."""
 
 
 class HttpTransport:
@@ -156,7 +162,7 @@ class HttpTransport:
             async with asyncio.timeout(self._total):
                 answer = await self._client.send(built, stream=True)
                 try:
-                    body = await answer.aread()
+                    body = await _read(answer)
                 finally:
                     await answer.aclose()
         except TimeoutError as error:
@@ -217,6 +223,18 @@ class HttpTransport:
 
     def _label(self, request: Request) -> str:
         return f"{self._vendor} {request.operation}"
+
+
+async def _read(answer: httpx.Response) -> bytes:
+    """raises TooLargeError: half a megabyte of gzip can be gigabytes, and an encoding of an encoding any number of them"""
+    if "," in answer.headers.get("content-encoding", ""):
+        raise TooLargeError("encoded more than once")
+    body = bytearray()
+    async for part in answer.aiter_bytes():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise TooLargeError(f"more than {MOST_BYTES} bytes")
+    return bytes(body)
 
 
 def moment_of(error: Exception) -> Moment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from adapters.errors import AdapterError, Misconfigured, Transient, Unknown
 from adapters.port import Request, Response
-from adapters.transport import MOMENTS, NOT_SENT, HttpTransport, Moment, moment_of
+from adapters.transport import MOMENTS, MOST_BYTES, NOT_SENT, HttpTransport, Moment, moment_of
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -112,6 +113,34 @@ async def test_without_a_readable_answer_a_read_may_be_repeated_but_of_a_write_n
             with pytest.raises(AdapterError, match=r"^acme things\.make: ") as caught:
                 await send(url, method, total=0.3 if said is None else 5.0)
         assert type(caught.value) is expected
+
+
+BOMB = gzip.compress(b'["' + b"a" * (MOST_BYTES + 1) + b'"]')
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(body=BOMB, extra="Content-Encoding: gzip\r\n"),
+        answer(body=gzip.compress(gzip.compress(b"{}")), extra="Content-Encoding: gzip, gzip\r\n"),
+        answer("500 Oops", BOMB, "Content-Encoding: gzip\r\n"),
+    ],
+    ids=["gzip", "gzip twice", "an error"],
+)
+async def test_an_answer_that_is_too_large_is_none(said: bytes) -> None:
+    for method, expected in (("GET", Transient), ("POST", Unknown)):
+        async with server(said) as (url, _):
+            with pytest.raises(AdapterError, match="TooLarge") as caught:
+                await send(url, method)
+        assert type(caught.value) is expected
+
+
+async def test_a_refusal_that_is_too_large_stays_one_and_the_largest_answer_is_read() -> None:
+    async with server(answer("422 Unprocessable", BOMB, "Content-Encoding: gzip\r\n")) as (url, _):
+        assert (await send(url)).document is None
+    largest = b'"' + b"a" * (MOST_BYTES - 2) + b'"'
+    async with server(answer(body=gzip.compress(largest), extra="Content-Encoding: gzip\r\n")) as (url, _):
+        assert len((await send(url)).document) == MOST_BYTES - 2
 
 
 async def test_a_server_that_drips_is_given_up_after_the_total_time() -> None:
