@@ -43,6 +43,7 @@ from .delivery_rows import (
     finish_row,
     ids,
     is_plain,
+    made_before,
     observe,
     own_write,
     results_of,
@@ -356,7 +357,7 @@ class DeliveryStage:
             for work, bare in commands:
                 work.command = with_ids(bare, work.row.connection_id, found)
                 note = own_write(work.row, work.command)
-                if note is not None:
+                if note is not None and made_before(work.command) is None:
                     notes.append(note)
             await store.note_own_writes(connection, notes)
 
@@ -375,7 +376,7 @@ class DeliveryStage:
                     work, Unknown("a call was not answered; only a person can tell whether it was done")
                 )
             outcome = await self._ask(work)
-            work.answered = answered(outcome)
+            work.answered = None if work.existed else answered(outcome)
             return uncounted(call, outcome, self._now(), self._repeat(work))
         finally:
             self._governor.ended(call)
@@ -477,7 +478,12 @@ class DeliveryStage:
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """What the vendor did stays done; only our record of it is refused by the database."""
         kind = type(error).__name__
-        work.outcome = Park(Fault.INVALID, f"the database refuses the answer: {kind}", Owner.PIPELINE, kind)
+        message = f"the database refuses the answer: {kind}"
+        if isinstance(work.outcome, Done):
+            work.doubt = True  # a requeue looks it up, and does not do it once more
+            # Escaped, and in the text only: it may be what the database refuses.
+            message += f"; the vendor has done it, under the id {ascii(work.external_id)[:100]}"
+        work.outcome = Park(Fault.INVALID, message, Owner.PIPELINE, kind)
         work.external_id = None
         return await self._commit([work])
 
@@ -512,6 +518,10 @@ async def _ask_or_execute(session: VendorSession, work: Work, command: Command, 
         if found is not None:
             return found
         work.doubt = False  # the vendor says that it has not happened
+    known = made_before(command)
+    if known is not None:
+        work.existed = True
+        return Reply(known, {"existed": True}, found=True)
     return await session.adapter.execute(session, command)
 
 

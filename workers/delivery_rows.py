@@ -12,6 +12,7 @@ import orjson
 
 from adapters.errors import Unmapped
 from adapters.port import Command, Reply
+from schemas.commands import BookingCreate
 from schemas.vocabulary import Result
 from store.outbound import DeliveryRow
 from store.results import CoreEventRow
@@ -53,6 +54,7 @@ class Work:
     doubt: bool = False
     until: float = inf  # by the loop's clock: all its calls end before its lease does
     absorbed: list[UUID] = field(default_factory=list)  # older commands of the lane that this one says too
+    existed: bool = False  # what it should make had an id at the connection already: nothing was sent
 
 
 def with_ids(command: Command, connection_id: str, found: Mapping[tuple[str, str, str], str]) -> Command:
@@ -71,6 +73,11 @@ def own_write(row: Claimed, command: Command) -> tuple[UUID, str, str, str | Non
         return None
     external = command.external_id(*command.data.lane_entity())
     return row.id, row.company_id, row.connection_id, external, command.marker, orjson.dumps(own).decode()
+
+
+def made_before(command: Command) -> str | None:
+    """The id that what this command makes has at the connection already: made once more, there would be two of it."""
+    return command.external_id(*command.data.lane_entity()) if isinstance(command.data, BookingCreate) else None
 
 
 def all_mapped(command: Command) -> None:
@@ -157,7 +164,8 @@ def results_of(work: Work) -> list[CoreEventRow]:
     }
     match outcome:
         case Done():
-            return [results.command_ended(Result.COMMAND_SUCCEEDED, **common, externalId=work.external_id)]
+            common |= {"externalId": work.external_id} | ({"existed": True} if work.existed else {})
+            return [results.command_ended(Result.COMMAND_SUCCEEDED, **common)]
         case Park(fault=fault, message=message):
             return [results.command_ended(Result.COMMAND_FAILED, **common, fault=fault.value, error=message)]
         case _:

@@ -78,6 +78,36 @@ async def test_the_same_command_twice_makes_one_booking(world: World, core: Core
     assert len(world.sim.account.bookings) == 1
 
 
+async def test_a_create_with_another_key_hears_the_id_and_books_nothing(world: World, core: CorePms) -> None:
+    await create(core, "B-2", key="one")
+    first = await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    await create(core, "B-2", key="two", adults=3)
+    again = await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.id != first.id)
+    assert "existed" not in first.data
+    assert (again.data["externalId"], again.data["existed"]) == (first.data["externalId"], True)
+    await core.publish("pms.booking.cancel", "B-2", COMPANY, {"reservationId": "B-2"}, "cancel-B-2")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.data["command"] == "pms.booking.cancel")
+    (booking,) = world.sim.account.bookings.values()
+    assert (booking["numAdult"], booking["status"]) == (2, "cancelled")
+    assert len(created(world)) == 2
+    assert await world.db.fetchval("SELECT count(*) FROM own_writes") == 2
+
+
+async def test_a_create_whose_record_is_refused_keeps_its_id_and_is_not_done_again(world: World, core: CorePms) -> None:
+    """Somebody maps the reservation to another booking while it is made."""
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /bookings", seconds=1.5))
+    await create(core, "B-2")
+    await world.until("SELECT count(*) FROM own_writes", equals=1)
+    await world.map("reservation", "4711", "B-2")
+    failed = await core.wait_for(lambda e: e.type == "core.command.failed", timeout=20)
+    (booking,) = world.sim.account.bookings
+    assert f"under the id '{booking}'" in failed.data["error"]
+    assert await dead_letters.requeue(world.db, [failed.data["deliveryId"]], "test")
+    await world.two_seconds_pass()
+    await world.until("SELECT attempts FROM dead_letters", equals=2)
+    assert len(created(world)) == 1
+
+
 @pytest.mark.parametrize("kind", [FaultKind.TIMEOUT_AFTER_COMMIT, FaultKind.CUT_JSON, FaultKind.HTML_200])
 async def test_a_create_whose_answer_is_lost_is_looked_up_and_not_doubled(
     world: World, core: CorePms, kind: FaultKind
