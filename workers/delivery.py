@@ -278,17 +278,20 @@ class DeliveryStage:
     async def _prepare(self, work: Work) -> None:
         """The command as data; whatever stands against running it becomes the outcome."""
         row = work.row
-        work.known = await outlast(lambda: self._directory.get(row.connection_id))
-        if row.starts > MAX_STARTS:
-            work.outcome = poison(row.starts)
-            return
         try:
+            work.known = await outlast(lambda: self._directory.get(row.connection_id))
+            if row.starts > MAX_STARTS:
+                work.outcome = poison(row.starts)
+                return
             work.command = self._understand(row, work.known)
         except InvalidCommandError as error:
             work.outcome = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
         except SealError as error:
-            work.outcome = Park(Fault.MISCONFIGURED, f"key file: {error}", Owner.PIPELINE, "sealed")
+            of = "the command" if work.known else "the connection's webhook secret, or its company's key"
+            work.outcome = Park(Fault.MISCONFIGURED, f"key file: {of}: {error}", Owner.PIPELINE, "sealed")
         except Exception as error:  # noqa: BLE001 - one row that cannot be prepared must not fail the claims beside it
+            if not isinstance(error, AdapterError):
+                _log.exception("delivery cannot be prepared", extra=about(**ids(work)))
             work.outcome = self._failed(work, error)
 
     async def _admit(self, works: Sequence[Work]) -> None:
@@ -324,7 +327,9 @@ class DeliveryStage:
                 try:
                     said = document(payload, None, overlay, known.cipher)
                     merged = command.data.over(parse_command(work.row.event_type, said))
-                except (InvalidCommandError, SealError):
+                except Exception as error:  # noqa: BLE001 - neither the newest nor the claims beside it fail with an older one
+                    if not isinstance(error, InvalidCommandError | SealError):
+                        _log.exception("an older command cannot be said too", extra=about(**ids(work), older=str(id_)))
                     continue  # it waits for its own turn, and ends there with its reason
                 work.command = replace(command, data=merged)
                 work.absorbed.append(id_)

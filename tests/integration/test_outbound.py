@@ -12,10 +12,12 @@ import orjson
 import pytest
 
 from adapters.beds24 import client
+from schemas.commands import AvailabilityUpdate
+from schemas.connection import Connection
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
-from store import dead_letters
+from store import connections, dead_letters
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import ODD, publish
 from topology.declared import EVENTS
@@ -518,6 +520,44 @@ async def test_newer_availability_does_not_wait_for_the_next_attempt_of_an_older
     await world.until("SELECT published_at IS NOT NULL FROM channel_events WHERE id = $1", newer)
     answered.set()
     await world.until("SELECT status = 'done' FROM channel_events WHERE id = $1", newer)
+
+
+async def test_a_connection_whose_secret_cannot_be_opened_fails_alone(world: World, core: CorePms) -> None:
+    other = Connection("c-other", COMPANY, "beds24", "Other")
+    config = {"base_url": f"{world.sim_url}/api/v2", "currency": "EUR"}
+    await connections.add_connection(world.db, other.id, COMPANY, "beds24", other.name, None, config)
+    await connections.put_secret(world.db, other, "webhook_secret", b"sealed by another key")
+    await connections.add_mapping(world.db, other, "property", PROPERTY, "P1")
+    await connections.add_mapping(world.db, other, "room_type", ROOM, "RT1")
+    for n in range(4):
+        await create(core, f"B-{n}")
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=8)
+    await world.all_settled(20)
+    ended = await world.db.fetch(
+        "SELECT connection_id, status, count(*) FROM channel_events WHERE parent_id IS NOT NULL GROUP BY 1, 2 ORDER BY 1"
+    )
+    assert [tuple(row) for row in ended] == [(CONNECTION, "done", 4), ("c-other", "failed", 4)]
+    texts = await world.db.fetchval("SELECT array_agg(DISTINCT error_message) FROM dead_letters")
+    assert len(texts) == 1
+    assert "webhook secret" in texts[0]
+
+
+async def test_older_availability_that_cannot_be_merged_fails_nobodys_claim(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over(_newer: AvailabilityUpdate, _older: AvailabilityUpdate) -> AvailabilityUpdate:
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(AvailabilityUpdate, "over", over)
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1))
+    for n in range(3):
+        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": "2027-05-01", "last": "2027-05-01"}]}
+        data["periods"][0]["available"] = n  # type: ignore[index]
+        await core.publish("pms.availability.update", "RT1", COMPANY, data, f"a-{n}")
+        await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=n + 1)
+    await create(core, "B-1")
+    await world.all_settled(20)
+    assert await world.db.fetch("SELECT DISTINCT status FROM channel_events") == [("done",)]
 
 
 async def test_newer_availability_takes_what_waits_along_in_one_call(world: World, core: CorePms) -> None:
