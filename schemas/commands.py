@@ -19,6 +19,12 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whites
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Count = Annotated[int, Field(ge=0, le=500)]
 Minor = Annotated[int, Field(ge=0, le=10**12)]
+Night = Annotated[date, Field(lt=date(3000, 1, 1))]  # a day after it there is in any calendar
+
+# Vendors take rates for two or three years ahead. Without bounds one command says millions of nights, and merging it with
+# another one keeps the process from all else meanwhile.
+PERIOD_NIGHTS = 3 * 366
+COMMAND_NIGHTS = 4 * PERIOD_NIGHTS  # units, prices and minimum stays may each come in periods of their own
 
 
 class InvalidCommandError(ValueError):
@@ -108,8 +114,8 @@ class BookingCancel(_Stay):
 class Period(CommandData):
     """Nights from check_in-like `first` to `last`, both included."""
 
-    first: date
-    last: date
+    first: Night
+    last: Night
     available: Count | None = None
     price: Minor | None = None
     min_stay: Annotated[int, Field(ge=1, le=365)] | None = None
@@ -118,9 +124,15 @@ class Period(CommandData):
     def _ordered(self) -> Self:
         if self.last < self.first:
             raise ValueError("last is before first")
+        if self.nights > PERIOD_NIGHTS:
+            raise ValueError(f"first to last are {self.nights} nights, {PERIOD_NIGHTS} are taken; send fewer")
         if self.available is None and self.price is None and self.min_stay is None:
             raise ValueError("give available, price or minStay")
         return self
+
+    @property
+    def nights(self) -> int:
+        return (self.last - self.first).days + 1
 
 
 class AvailabilityUpdate(CommandData):
@@ -128,6 +140,13 @@ class AvailabilityUpdate(CommandData):
     room_type_id: Id
     periods: Annotated[tuple[Period, ...], Field(min_length=1, max_length=400)]
     currency: Currency | None = None
+
+    @model_validator(mode="after")
+    def _not_too_many_nights(self) -> Self:
+        nights = sum(period.nights for period in self.periods)
+        if nights > COMMAND_NIGHTS:
+            raise ValueError(f"periods have {nights} nights in all, {COMMAND_NIGHTS} are taken; send several commands")
+        return self
 
     def lane_entity(self) -> tuple[EntityType, str]:
         return EntityType.AVAILABILITY, self.room_type_id
@@ -150,19 +169,19 @@ def _nights(command: AvailabilityUpdate) -> dict[date, dict[str, int]]:
     nights: dict[date, dict[str, int]] = {}
     for period in command.periods:
         said = period.model_dump(include={"available", "price", "min_stay"}, exclude_none=True)
-        for offset in range((period.last - period.first).days + 1):
+        for offset in range(period.nights):
             night = period.first + timedelta(days=offset)
             nights[night] = {**nights.get(night, {}), **said}
     return nights
 
 
 def _periods(nights: Mapping[date, dict[str, int]]) -> Iterator[Period]:
-    """Neighbouring nights that say the same become one period."""
+    """Neighbouring nights that say the same become one period, as long as one may be."""
     first: date | None = None
     for night in sorted(nights):
         first = first or night
         following = night + timedelta(days=1)
-        if nights.get(following) != nights[night]:
+        if nights.get(following) != nights[night] or (following - first).days == PERIOD_NIGHTS:
             yield Period(first=first, last=night, **nights[night])
             first = None
 

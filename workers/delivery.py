@@ -321,6 +321,7 @@ class DeliveryStage:
         older = await outlast(look)
         for work in works:
             for id_, payload, overlay in older.get(work.row.id, []):
+                await asyncio.sleep(0)  # thousands of nights take some 30 ms, and there may be many of them
                 command, known = work.command, work.known
                 if command is None or known is None:
                     break

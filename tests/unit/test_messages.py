@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.commands import COMMANDS, AvailabilityUpdate, InvalidCommandError, parse_command
+from schemas.commands import COMMANDS, PERIOD_NIGHTS, AvailabilityUpdate, InvalidCommandError, parse_command
 from schemas.event import MAX_EVENTS, MalformedMessageError, decode, decode_each, encode, wake_ups
 from schemas.ids import uuid7
 from schemas.money import to_decimal, to_minor
@@ -116,6 +116,14 @@ def test_a_trace_is_kept_if_it_is_one() -> None:
 CREATE = {"reservationId": "B", "propertyId": "P", "roomTypeId": "R", "checkIn": "2027-01-01", "checkOut": "2027-01-02"}
 
 
+AVAILABILITY = "pms.availability.update"
+
+
+def nights(*periods: tuple[str, str]) -> dict[str, object]:
+    said = [{"first": first, "last": last, "available": 1} for first, last in periods]
+    return {"propertyId": "P", "roomTypeId": "R", "periods": said}
+
+
 @pytest.mark.parametrize(
     ("event_type", "data", "words"),
     [
@@ -137,11 +145,28 @@ CREATE = {"reservationId": "B", "propertyId": "P", "roomTypeId": "R", "checkIn":
             },
             "last is before first",
         ),
+        (AVAILABILITY, nights(("9999-12-01", "9999-12-31")), r"periods\.0\.last: .*less than 3000-01-01"),
+        (AVAILABILITY, nights(("2027-01-01", "2030-01-03")), r"periods\.0: .*1099 nights, 1098 are taken"),
+        (AVAILABILITY, nights(*[("2027-01-01", "2030-01-02")] * 4, ("2027-01-01", "2027-01-01")), "4393 nights in all"),
     ],
 )
 def test_a_command_that_does_not_fit_names_its_field(event_type: str, data: object, words: str) -> None:
     with pytest.raises(InvalidCommandError, match=words):
         parse_command(event_type, data)
+
+
+def test_availability_for_three_years_member_by_member_fits() -> None:
+    assert parse_command(AVAILABILITY, nights(*[("2027-01-01", "2030-01-02")] * 4))
+
+
+def test_merged_periods_are_no_longer_than_one_may_be() -> None:
+    newer, older = (
+        parse_command(AVAILABILITY, nights(years))
+        for years in (("2030-01-03", "2033-01-04"), ("2027-01-01", "2030-01-02"))
+    )
+    merged = newer.over(older)
+    assert isinstance(merged, AvailabilityUpdate)
+    assert [period.nights for period in merged.periods] == [PERIOD_NIGHTS, PERIOD_NIGHTS]
 
 
 def test_every_command_says_its_lane_and_its_references() -> None:
