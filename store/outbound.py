@@ -198,6 +198,11 @@ async def note_own_writes(connection: Connection, rows: Sequence[tuple[UUID, str
         await connection.execute(_SQL["note_own_writes"], *_columns(rows, 6))
 
 
+async def forget_own_writes(connection: Connection, event_ids: Sequence[UUID]) -> None:
+    if event_ids:
+        await connection.execute(_SQL["forget_own_writes"], event_ids)
+
+
 async def succeed(connection: Connection, rows: Sequence[DeliveryRow], worker: str) -> tuple[set[UUID], Batch | None]:
     """Ends those whose lease this worker still holds, in one statement. returns them, and what others hear, not published yet"""
     if not rows:

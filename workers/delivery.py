@@ -502,6 +502,7 @@ class DeliveryStage:
         now = self._now()
         await finish(connection, [finish_row(work, now) for work in rest])
         await store.note_exchanges(connection, [exchange(work) for work in rest if work.call is not None])
+        await store.forget_own_writes(connection, [work.row.id for work in rest if not work.doubt])
         failed = await keep(connection, [result for work in rest for result in results_of(work)])
         await bury(connection, [dead_letter(work, work.outcome) for work in rest if isinstance(work.outcome, Park)])
         sent_too = [(id_, work.row.id) for work in done for id_ in work.absorbed]

@@ -99,6 +99,10 @@ ON CONFLICT (event_id) DO UPDATE
 SET written_at = clock_timestamp(), expected = EXCLUDED.expected,
     external_id = COALESCE(EXCLUDED.external_id, own_writes.external_id)
 
+-- name: forget_own_writes
+-- Noted before the call, which then was not made, or refused: who does the same now does it themselves.
+DELETE FROM own_writes WHERE event_id = ANY ($1::uuid[])
+
 -- name: succeed
 -- Deliveries that their vendors have done, of one worker ($2): their end, the names that the vendors gave, what was said, and
 -- what others hear of it ($3: its type, $4: id of the batch).

@@ -435,6 +435,8 @@ class Machine(Outside):
         self.tables.finish(delivery_rows.finish_row(work, self.clock.ours()))
         if isinstance(work.outcome, Done):
             self.tables.supersede(work.absorbed)
+        elif not work.doubt:
+            self.tables.forget_own_write(work.row.id)
 
     def _die_out(self, a: int, _b: int) -> None:
         if self.sendings:

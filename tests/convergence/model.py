@@ -333,6 +333,10 @@ class Tables:
         if write is not None:
             self.own_writes[event_id] = OwnWrite(event_id, external, write.marker, write.expected, write.written_at)
 
+    def forget_own_write(self, event_id: UUID) -> None:
+        """forget_own_writes"""
+        self.own_writes.pop(event_id, None)
+
     def own_writes_of(self, external: str) -> list[OwnWrite]:
         """The sub-select of `load`."""
         return [write for write in self.own_writes.values() if write.external_id == external]

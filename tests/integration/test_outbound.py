@@ -220,6 +220,26 @@ async def test_the_echo_of_our_own_write_is_skipped(world: World, core: CorePms)
     assert await world.db.fetchval("SELECT count(*) FROM int_reservations") == 1
 
 
+async def test_what_was_refused_hides_nobodys_own_change(world: World, core: CorePms) -> None:
+    await create(core, "B-5")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    (booking,) = world.sim.account.bookings.values()
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation="POST /bookings"))
+    await core.publish("pms.booking.cancel", "B-5", COMPANY, {"reservationId": "B-5"}, "cancel-B-5")
+    await core.wait_for(lambda e: e.type == "core.command.failed", timeout=20)
+    world.sim.account.cancel(booking["id"], by="cancelledByGuest")
+    await world.webhook(world.sim.account.webhook_body(booking["id"]))
+    told = await core.wait_for(lambda e: e.type == "core.reservation.upserted", timeout=20)
+    assert told.data["reservation"]["status"] == "cancelled"
+
+
+async def test_the_echo_of_what_may_have_been_done_is_still_known(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="*", count=None, skip=1))
+    await create(core, "B-5")
+    await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
+    assert await world.db.fetchval("SELECT count(*) FROM own_writes") == 1
+
+
 async def test_bad_commands_become_dead_letters_that_name_the_field(world: World, core: CorePms) -> None:
     await create(core, "B-6", checkOut="2027-03-01")
     await create(core, "B-7", propertyId="nowhere")
