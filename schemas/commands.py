@@ -38,16 +38,15 @@ class CommandData(BaseModel):
         """What the command is about: commands on one (connection, entity) keep their order."""
         raise NotImplementedError
 
-    def lane_variant(self) -> str:
-        """What else keeps commands about one entity in lanes of their own: those that cannot be merged with each other."""
-        return ""
-
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         """The internal ids that must be mapped before the vendor can be told."""
         raise NotImplementedError
 
     def over(self, older: Self) -> Self:
-        """This command with what an older, unsent one says beside it: only asked of commands that supersede."""
+        """This command with what an older, unsent one says beside it: only asked of commands that supersede.
+
+        raises InvalidCommandError: no one command can say both
+        """
         raise NotImplementedError
 
 
@@ -151,18 +150,22 @@ class AvailabilityUpdate(CommandData):
     def lane_entity(self) -> tuple[EntityType, str]:
         return EntityType.AVAILABILITY, self.room_type_id
 
-    def lane_variant(self) -> str:
-        return f"/{self.currency}" if self.currency else ""
-
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)
 
     def over(self, older: Self) -> Self:
         """Night by night and member by member: what this one does not say, the older one still says."""
+        if self._has_prices and older._has_prices and self.currency != older.currency:
+            raise InvalidCommandError(f"currency: prices in {older.currency} and {self.currency} are not one command")
         nights = _nights(older)
         for night, said in _nights(self).items():
             nights[night] = {**nights.get(night, {}), **said}
-        return self.model_copy(update={"periods": tuple(_periods(nights))})
+        currency = self.currency if self._has_prices else older.currency
+        return self.model_copy(update={"periods": tuple(_periods(nights)), "currency": currency})
+
+    @property
+    def _has_prices(self) -> bool:
+        return any(period.price is not None for period in self.periods)
 
 
 def _nights(command: AvailabilityUpdate) -> dict[date, dict[str, int]]:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 
     from adapters.port import Adapter
+    from schemas.commands import CommandData
     from schemas.event import Event
     from store.directory import Directory, Known
     from store.marks import Marks
@@ -310,7 +311,7 @@ class DeliveryStage:
         return Call(work.known.connection, manifest.rate_limit, urgent)
 
     async def _absorb(self, works: Sequence[Work]) -> None:
-        """Older commands that wait in the lane go out with the newest: one call says what all of them want."""
+        """Older commands that wait in the lane go out with the newest."""
         if not works:
             return
 
@@ -320,20 +321,16 @@ class DeliveryStage:
 
         older = await outlast(look)
         for work in works:
-            for id_, payload, overlay in older.get(work.row.id, []):
-                await asyncio.sleep(0)  # thousands of nights take some 30 ms, and there may be many of them
-                command, known = work.command, work.known
-                if command is None or known is None:
-                    break
+            if work.known is None:
+                raise AssertionError("a delivery without connection has its outcome already")
+            for id_, payload, overlay in reversed(older.get(work.row.id, [])):
                 try:
-                    said = document(payload, None, overlay, known.cipher)
-                    merged = command.data.over(parse_command(work.row.event_type, said))
+                    said = parse_command(work.row.event_type, document(payload, None, overlay, work.known.cipher))
                 except Exception as error:  # noqa: BLE001 - neither the newest nor the claims beside it fail with an older one
                     if not isinstance(error, InvalidCommandError | SealError):
-                        _log.exception("an older command cannot be said too", extra=about(**ids(work), older=str(id_)))
+                        _log.exception("an older command cannot be read", extra=about(**ids(work), older=str(id_)))
                     continue  # it waits for its own turn, and ends there with its reason
-                work.command = replace(command, data=merged)
-                work.absorbed.append(id_)
+                work.older.append((id_, said))
 
     def _understand(self, row: Claimed, known: Known | None) -> Command:
         """raises AdapterError, InvalidCommandError, SealError"""
@@ -396,7 +393,8 @@ class DeliveryStage:
         try:
             all_mapped(command)
             async with asyncio.timeout_at(work.until):
-                reply = await _ask_or_execute(session, work, command, self._repeat(work))
+                said = [*work.older, (row.id, command.data)]
+                reply = await _say(session, work, command, said, self._repeat(work))
         except TimeoutError:
             seconds = time.monotonic() - began
             work.doubt = True
@@ -505,7 +503,7 @@ class DeliveryStage:
         await store.forget_own_writes(connection, [work.row.id for work in rest if not work.doubt])
         failed = await keep(connection, [result for work in rest for result in results_of(work)])
         await bury(connection, [dead_letter(work, work.outcome) for work in rest if isinstance(work.outcome, Park)])
-        sent_too = [(id_, work.row.id) for work in done for id_ in work.absorbed]
+        sent_too = [(id_, work.row.id) for work in (*done, *rest) for id_ in work.absorbed]
         await store.supersede(connection, sent_too)
         came_through = [work.row.id for work in done if work.row.error_class is not None]
         await resolve(connection, [*came_through, *(id_ for id_, _ in sent_too)])
@@ -517,6 +515,53 @@ def _held(works: Sequence[Work], ids_: Container[UUID]) -> list[Work]:
         if work.row.id not in ids_:
             _log.warning("lease lost: another worker has it", extra=about(**ids(work)))
     return [work for work in works if work.row.id in ids_]
+
+
+# What is wrong is what was said: said in part, it may be right.
+_OF_THE_DATA = frozenset({Fault.REJECTED, Fault.UNSUPPORTED, Fault.INVALID, Fault.UNMAPPED})
+
+
+async def _say(
+    session: VendorSession, work: Work, command: Command, said: Sequence[tuple[UUID, CommandData]], repeat: Repeat
+) -> Reply:
+    """What a lane wants, the oldest first, in one call. What no one call can say, or the vendor refuses, in halves: so the
+    fault of one of them keeps none of the others back, and nothing older comes to the vendor behind what is newer."""
+    *older, (newest, _) = said
+    data = await _merged(work, said)
+    if data is not None:
+        key = command.idempotency_key if newest == work.row.id else f"{command.idempotency_key}/{newest}"
+        work.command = replace(command, data=data, idempotency_key=key)
+        try:
+            reply = await _ask_or_execute(session, work, work.command, repeat)
+        except AdapterError as error:
+            if not older or error.fault not in _OF_THE_DATA:
+                raise
+        else:
+            work.absorbed += [id_ for id_, _ in said if id_ != work.row.id]
+            return reply
+    half = len(said) // 2
+    try:
+        await _say(session, work, command, said[:half], repeat)
+    except AdapterError as error:
+        if error.fault not in _OF_THE_DATA:
+            raise
+        # The last of that half waits for its own turn, and ends there with its reason.
+    return await _say(session, work, command, said[half:], repeat)
+
+
+async def _merged(work: Work, said: Sequence[tuple[UUID, CommandData]]) -> CommandData | None:
+    """None: no one command says it all."""
+    *older, (_, data) = said
+    for id_, before in reversed(older):
+        await asyncio.sleep(0)  # thousands of nights take some 30 ms, and there may be many of them
+        try:
+            data = data.over(before)
+        except InvalidCommandError:
+            return None
+        except Exception:  # noqa: BLE001 - a fault of merging is none of either; they go out one by one
+            _log.exception("an older command cannot be merged", extra=about(**ids(work), older=str(id_)))
+            return None
+    return data
 
 
 async def _ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:

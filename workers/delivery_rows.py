@@ -53,7 +53,8 @@ class Work:
     # meant may have happened. Carried over every outcome that does not say.
     doubt: bool = False
     until: float = inf  # by the loop's clock: all its calls end before its lease does
-    absorbed: list[UUID] = field(default_factory=list)  # older commands of the lane that this one says too
+    older: list[tuple[UUID, CommandData]] = field(default_factory=list)  # that wait in the lane, the oldest first
+    absorbed: list[UUID] = field(default_factory=list)  # those of them that the vendor has done
     existed: bool = False  # what it should make had an id at the connection already: nothing was sent
 
 

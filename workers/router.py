@@ -318,8 +318,7 @@ class RouterStage:
         row, manifest = command.row, self._adapters[vendor].manifest
         kind, internal = command.entity
         support = manifest.commands[row.event_type]
-        variant = command.data.lane_variant() if command.data is not None else ""
-        lane = f"{lane_prefix(kind, internal)}{connection_id}{variant}"
+        lane = f"{lane_prefix(kind, internal)}{connection_id}"
         return CommandRow(
             id=derived(row.id, connection_id),
             company_id=row.company_id,

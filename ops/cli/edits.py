@@ -246,7 +246,6 @@ def _judge(subject: _Subject, document: dict[str, Any]) -> tuple[str | None, str
 
 def _judge_command(subject: _Subject, document: dict[str, Any]) -> tuple[str | None, str | None]:
     from schemas.commands import InvalidCommandError, parse_command
-    from store.outbound import lane_prefix
 
     row = subject.row
     try:
@@ -254,14 +253,11 @@ def _judge_command(subject: _Subject, document: dict[str, Any]) -> tuple[str | N
     except InvalidCommandError as error:
         return str(error), None
     kind, internal = data.lane_entity()
-    if row["parent_id"] is not None:
-        lane = f"{lane_prefix(kind, internal)}{row['connection_id']}{data.lane_variant()}"
-        same = (kind.value, internal) == (row["entity_type"], row["entity_internal_id"])
-        if not same or row["lane"] not in {None, lane}:
-            raise Refused(
-                f"this delivery is about {row['entity_type']} {row['entity_internal_id']} and stays in its lane; "
-                "for another one, abandon it and publish a command"
-            )
+    if row["parent_id"] is not None and (kind.value, internal) != (row["entity_type"], row["entity_internal_id"]):
+        raise Refused(
+            f"this delivery is about {row['entity_type']} {row['entity_internal_id']} and stays in its lane; "
+            "for another one, abandon it and publish a command"
+        )
     return None, f"{row['event_type']} about {kind.value} {internal}"
 
 

@@ -177,7 +177,7 @@ class Machine(Outside):
         command = parse_command(said.event_type, said.data)
         kind, internal = command.lane_entity()
         policy = self.adapter.manifest.commands[said.event_type].lane
-        lane = f"{lane_prefix(kind, internal)}{CONNECTION}{command.lane_variant()}"
+        lane = f"{lane_prefix(kind, internal)}{CONNECTION}"
         self.tables.insert_delivery(
             said.event_type, (kind.value, internal), f"{said.key}@{CONNECTION}", said.data, (lane, policy),
             self.clock.ours(), POLICY.attempts,

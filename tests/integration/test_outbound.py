@@ -577,7 +577,12 @@ async def test_older_availability_that_cannot_be_merged_fails_nobodys_claim(
         await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=n + 1)
     await create(core, "B-1")
     await world.all_settled(20)
-    assert await world.db.fetch("SELECT DISTINCT status FROM channel_events") == [("done",)]
+    assert {row["status"] for row in await world.db.fetch("SELECT status FROM channel_events")} == {
+        "done",
+        "superseded",
+    }
+    told = [call.body[0]["calendar"][0]["numAvail"] for call in world.sim.account.calls if "calendar" in call.operation]
+    assert told == [0, 1, 2]
 
 
 async def test_newer_availability_takes_what_waits_along_in_one_call(world: World, core: CorePms) -> None:
@@ -607,3 +612,54 @@ async def test_newer_availability_takes_what_waits_along_in_one_call(world: Worl
         "2027-05-03": ("2027-05-03", 1, 2),
         "2027-05-04": ("2027-05-04", 2, 2),
     }
+
+
+async def push(core: CorePms, key: str, day: int, currency: str | None = None, **says: int) -> None:
+    night = f"2027-05-{day:02d}"
+    data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": night, "last": night, **says}]}
+    await core.publish("pms.availability.update", "RT1", COMPANY, {**data, "currency": currency}, key)
+
+
+def nights_told(world: World) -> list[list[tuple[str, Any, Any]]]:
+    return [
+        [(entry["from"][-2:], entry.get("numAvail"), entry.get("price1")) for entry in call.body[0]["calendar"]]
+        for call in world.sim.account.calls
+        if call.operation == "POST /inventory/rooms/calendar"
+    ]
+
+
+async def test_a_price_that_is_tried_again_does_not_reopen_a_room_that_was_closed(world: World, core: CorePms) -> None:
+    """Whether a command names a currency or not: one room, one lane."""
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /inventory/rooms/calendar"))
+    await push(core, "a-1", 1, "EUR", available=2, price=12000)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+    await push(core, "a-2", 1, available=0)
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=2)
+    await world.all_settled()
+    assert nights_told(world)[1:] == [[("01", 0, 120.0)]]
+
+
+async def test_prices_in_two_currencies_go_out_one_after_the_other(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
+    await push(core, "a-1", 1, available=4)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await push(core, "a-2", 1, "EUR", available=3, price=12000)
+    await push(core, "a-3", 2, price=13000)  # in the connection's own currency, which is EUR, too
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=3)
+    await world.all_settled()
+    assert nights_told(world)[1:] == [[("01", 3, 120.0)], [("02", None, 130.0)]]
+
+
+async def test_what_the_vendor_refuses_keeps_nothing_back_that_waits_beside_it(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
+    await push(core, "a-1", 1, available=4)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await push(core, "a-2", 1, available=3)
+    await push(core, "a-3", 2, "USD", available=3, price=12000)
+    await push(core, "a-4", 1, available=2)
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=4)
+    await world.all_settled()
+    statuses = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
+    assert [row["status"] for row in statuses] == ["done", "superseded", "failed", "done"]
+    assert nights_told(world)[1:] == [[("01", 3, None)], [("01", 2, None)]]
+    assert "USD" in await world.db.fetchval("SELECT error_message FROM dead_letters")

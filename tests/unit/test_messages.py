@@ -169,6 +169,20 @@ def test_merged_periods_are_no_longer_than_one_may_be() -> None:
     assert [period.nights for period in merged.periods] == [PERIOD_NIGHTS, PERIOD_NIGHTS]
 
 
+def test_availability_is_merged_where_one_currency_says_it_all() -> None:
+    def command(currency: str | None, price: int | None) -> AvailabilityUpdate:
+        period = {"first": "2027-05-01", "last": "2027-05-01", "available": 1, "price": price}
+        data = {"propertyId": "P", "roomTypeId": "R", "periods": [period], "currency": currency}
+        found = parse_command(AVAILABILITY, data)
+        assert isinstance(found, AvailabilityUpdate)
+        return found
+
+    assert command(None, None).over(command("EUR", 1)).currency == "EUR"
+    assert command("EUR", 1).over(command("USD", None)).currency == "EUR"
+    with pytest.raises(InvalidCommandError, match="prices in USD and EUR"):
+        command("EUR", 1).over(command("USD", 1))
+
+
 def test_every_command_says_its_lane_and_its_references() -> None:
     for event_type, model in COMMANDS.items():
         members = model.model_fields
