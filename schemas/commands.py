@@ -15,7 +15,8 @@ from pydantic.alias_generators import to_camel
 from .entities import Guest
 from .vocabulary import EntityType, ReservationStatus
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+# No NUL: no Postgres text can hold it, and a query that looks for many ids at once would fail for all of them.
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=r"^[^\x00]*$")]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Count = Annotated[int, Field(ge=0, le=500)]
 Minor = Annotated[int, Field(ge=0, le=10**12)]

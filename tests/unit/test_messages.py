@@ -132,6 +132,7 @@ def nights(*periods: tuple[str, str]) -> dict[str, object]:
         ("pms.booking.create", {**CREATE, "checkOut": "2027-01-01"}, "checkOut must be after checkIn"),
         ("pms.booking.create", {**CREATE, "adults": -1}, "adults"),
         ("pms.booking.create", {**CREATE, "surprise": 1}, "surprise"),
+        ("pms.booking.create", {**CREATE, "roomTypeId": "R\x00"}, "roomTypeId"),
         ("pms.booking.create", {**CREATE, "currency": "euro"}, "currency"),
         ("pms.booking.update", {"reservationId": "B"}, "at least one member"),
         ("pms.booking.cancel", {}, "reservationId"),
