@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -32,7 +34,7 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
-from .letters import stranger
+from .letters import letter_without_row, stranger
 from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from topology.retry import RetryPolicy
 
     from .tell import Teller
+
+    Made = tuple[CommandRow, Event, Cipher]
 
 _log = logging.getLogger(__name__)
 PERSONAL = (("guest",), ("notes",))  # of a command's data
@@ -147,8 +151,10 @@ class RouterStage:
 
         routed = await outlast(load)
         for command in routed:
-            await self._read(command)
-        await self._target([command for command in routed if command.park is None])
+            await commit([command], self._read, _park_unrouted)
+        ahead: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        readable = [command for command in routed if command.park is None]
+        await commit(readable, partial(self._target, ahead=ahead), _park_unrouted)
         if routed:
             done = await commit(routed, self._commit, self._park_alone)
             await self._teller.tell(told for _, told in done)
@@ -167,17 +173,9 @@ class RouterStage:
 
     async def _adopt(self, events: Sequence[Event]) -> None:
         """Rows for the commands that services published; what cannot have a row becomes a dead letter."""
-        rows: list[tuple[CommandRow, Event, Cipher]] = []
-        lost = []
-        for event in events:
-            cipher = await outlast(lambda e=event: self._directory.cipher(_company(e)))  # type: ignore[misc]
-            problem = _problem(event, known=cipher is not None)
-            if cipher is None:
-                lost.append(stranger(event, str(problem), self._directory.installation))
-            elif problem is not None:
-                lost.append(stranger(event, problem, cipher, event.companyid))
-            else:
-                rows.append((command_row(event.row_id, str(event.companyid), event, cipher.seal), event, cipher))
+        made = [one for event in events for one in await commit([event], self._made, self._unmade)]
+        rows = [one for one in made if not isinstance(one, DeadLetterRow)]
+        lost = [one for one in made if isinstance(one, DeadLetterRow)]
 
         async def insert(batch: Sequence[tuple[CommandRow, Event, Cipher]]) -> None:
             async with self._pool.acquire() as connection, connection.transaction():
@@ -197,15 +195,38 @@ class RouterStage:
 
             await outlast(keep)
 
+    async def _made(self, events: Sequence[Event]) -> Made | DeadLetterRow:
+        """Of one event."""
+        (event,) = events
+        cipher = await self._directory.cipher(_company(event))
+        problem = _problem(event, known=cipher is not None)
+        if cipher is None:
+            return stranger(event, str(problem), self._directory.installation)
+        if problem is not None:
+            return stranger(event, problem, cipher, event.companyid)
+        try:
+            row = command_row(event.row_id, str(event.companyid), event, cipher.seal)
+        except TypeError:  # orjson's for what it has no way to write
+            problem = "data: a number beyond 64 bits, or nested too deeply; send it as text"
+            return _whole(event, problem, cipher, event.companyid)
+        return row, event, cipher
+
+    async def _unmade(self, event: Event, error: Exception) -> Made | DeadLetterRow:
+        problem = f"cannot be recorded: {type(error).__name__}; the log of the outbound worker has more"
+        return _whole(event, problem, self._directory.installation)
+
     # ------------------------------------------------------------------ perform
 
-    async def _read(self, command: Routed) -> None:
+    async def _read(self, commands: Sequence[Routed]) -> None:
+        """Of one command."""
+        (command,) = commands
         row = command.row
-        cipher = await outlast(lambda: self._directory.cipher(row.company_id))
-        if cipher is None:
-            command.park = Park(Fault.MISCONFIGURED, f"companyid: {row.company_id} is gone", Owner.TENANT, "no_company")
-            return
         try:
+            cipher = await self._directory.cipher(row.company_id)
+            if cipher is None:
+                problem = f"companyid: {row.company_id} is gone"
+                command.park = Park(Fault.MISCONFIGURED, problem, Owner.TENANT, "no_company")
+                return
             said = document(row.payload, row.sealed, row.overlay, cipher)
             if row.overlay is not None:  # its deliveries are made of what the edit says
                 readable, personal = split(said, PERSONAL)
@@ -216,26 +237,26 @@ class RouterStage:
         except SealError as error:
             command.park = Park(Fault.MISCONFIGURED, f"key file: {error}", Owner.PIPELINE, "sealed")
 
-    async def _target(self, commands: Sequence[Routed]) -> None:
-        """Which connections have the entity: by mapping, or because commands about it are under way there."""
+    async def _target(self, commands: Sequence[Routed], ahead: dict[tuple[str, str], dict[str, str]]) -> None:
+        """Which connections have the entity: by mapping, or because commands about it are under way there.
+
+        ahead: (company, lane prefix) → where the commands before these go, id → vendor; it grows by these
+        """
         if not commands:
             return
         wanted = list({(c.row.company_id, *_home(c)) for c in commands})
         prefixes = list({(c.row.company_id, lane_prefix(*c.entity)) for c in commands})
-
-        async def look() -> tuple[dict[Any, list[tuple[str, str]]], dict[Any, list[tuple[str, str]]]]:
-            async with self._pool.acquire() as connection:
-                # Lanes first: a create that is settled between the two looks has left its lane, and is mapped by then.
-                laned = await store.laned_connections(connection, prefixes)
-                return await store.mapped_connections(connection, wanted), laned
-
-        mapped, laned = await outlast(look)
+        async with self._pool.acquire() as connection:
+            # Lanes first: a create that is settled between the two looks has left its lane, and is mapped by then.
+            laned = await store.laned_connections(connection, prefixes)
+            mapped = await store.mapped_connections(connection, wanted)
         for command in commands:
             row = command.row
             lane = (row.company_id, lane_prefix(*command.entity))
             found = dict(mapped.get((row.company_id, *_home(command)), []))
             if not isinstance(command.data, BookingCreate):
                 found.update(laned.get(lane, []))
+                found.update(ahead[lane])
             if row.connection_id is not None:
                 found = {id_: vendor for id_, vendor in found.items() if id_ == row.connection_id}
             command.targets = [
@@ -244,7 +265,7 @@ class RouterStage:
                 if vendor in self._adapters and row.event_type in self._adapters[vendor].manifest.commands
             ]
             # An update in the same batch as its create follows it to where it goes.
-            laned.setdefault(lane, []).extend(command.targets)
+            ahead[lane].update(command.targets)
             if not command.targets:
                 kind, internal = _home(command)
                 at = f" at {row.connection_id}" if row.connection_id else " at any active connection"
@@ -337,6 +358,12 @@ class RouterStage:
         )
 
 
+async def _park_unrouted(command: Routed, error: Exception) -> None:
+    kind = type(error).__name__
+    problem = f"cannot be routed: {kind}; the log of the outbound worker has more"
+    command.park = Park(Fault.BUG, problem, Owner.PIPELINE, kind)
+
+
 def _home(command: Routed) -> tuple[str, str]:
     """The reference whose mapping says where the entity lives: the property of a new booking, else the thing itself."""
     if command.data is None:
@@ -405,6 +432,13 @@ def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
 def _company(event: Event) -> str:
     """Nobody's name where none is given, or one that the database cannot be asked for."""
     return "" if event.companyid is None or _NUL in event.companyid else event.companyid
+
+
+def _whole(event: Event, problem: str, cipher: Cipher, company_id: str | None = None) -> DeadLetterRow:
+    """As `stranger`, for an event whose own words may be what cannot be written: nothing of them is readable."""
+    letter = letter_without_row(event.type, company_id, problem, {"id": str(event.row_id)})
+    letter.sealed = cipher.seal_bytes(event.model_dump_json(exclude_none=True).encode())
+    return letter
 
 
 def _problem(event: Event, *, known: bool) -> str | None:

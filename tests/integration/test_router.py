@@ -1,0 +1,131 @@
+"""What the router cannot record or route is a dead letter by itself; what stands beside it goes on."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import aio_pika
+import pytest
+
+from schemas.event import BATCH_CONTENT_TYPE, Event, decode
+from simulators.core_pms import CorePms
+from store import outbound
+from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from workers.router import command_row
+
+CREATE = "pms.booking.create"
+STAY: dict[str, Any] = {
+    "propertyId": "P1",
+    "roomTypeId": "RT1",
+    "checkIn": "2027-03-01",
+    "checkOut": "2027-03-04",
+}
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[CorePms]:
+    await world.map("property", PROPERTY, "P1")
+    await world.map("room_type", ROOM, "RT1")
+    async with CorePms(world.amqp_url) as core:
+        await world.start("outbound", "scheduler")
+        yield core
+
+
+def said(booking: str, type_: str = CREATE, *, data: dict[str, Any] | None = None, **attributes: Any) -> dict[str, Any]:
+    """As a service writes it."""
+    return {
+        "specversion": "1.0",
+        "id": str(uuid.uuid4()),
+        "source": "/core-pms",
+        "type": type_,
+        "companyid": COMPANY,
+        "idempotencykey": f"{type_}-{booking}",
+        "data": {"reservationId": booking} | (STAY if data is None else data),
+    } | attributes
+
+
+async def publish_together(world: World, events: Sequence[dict[str, Any]]) -> None:
+    """In one message."""
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange("pms.events", ensure=False)
+        body = json.dumps(events).encode()
+        await exchange.publish(aio_pika.Message(body, content_type=BATCH_CONTENT_TYPE, delivery_mode=2), CREATE)
+
+
+async def record(world: World, *events: dict[str, Any]) -> None:
+    """As an earlier release did, whatever they say; the scheduler wakes them."""
+    cipher = await world.cipher()
+    rows = [command_row(e.row_id, COMPANY, e, cipher.seal) for e in map(Event.model_validate, events)]
+    await outbound.insert_commands(world.db, rows)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (said("BAD", data=STAY | {"propertyId": "P\0"}), "NUL"),
+        (said("BAD", data=STAY | {"guest": {"lastName": "\0"}}), "NUL"),
+        (said("BAD", companyid="ac\0me"), "NUL"),
+        (said("BAD", id="\0"), "NUL"),
+        (said("BAD", data=STAY | {"totalPrice": 10**30}), "64 bits"),
+    ],
+    ids=["in an id", "in a name", "in the company", "in the event's id", "a number"],
+)
+async def test_what_no_column_can_hold_is_kept_whole_and_stops_nobody(
+    world: World, core: CorePms, bad: dict[str, Any], words: str
+) -> None:
+    await publish_together(world, [said("B-1"), bad, said("B-2", data=STAY | {"notes": "a literal \\u0000"})])
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+    letter = await world.db.fetchrow("SELECT company_id, error_code, error_message, sealed FROM dead_letters")
+    assert letter["error_code"] == "not_recorded"
+    assert words in letter["error_message"]
+    cipher = await world.cipher() if letter["company_id"] else world.keys.installation
+    (kept,) = decode(cipher.open_bytes(letter["sealed"]))
+    assert kept == Event.model_validate(bad)
+    assert len(world.sim.account.bookings) == 2
+
+
+async def test_a_control_character_in_an_id_is_named_and_holds_back_nothing_of_its_entity(
+    world: World, core: CorePms
+) -> None:
+    bad = said("B-1", data=STAY | {"propertyId": "P\0"})
+    await record(world, bad, said("B-1", idempotencykey="corrected"))
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    letter = await world.db.fetchrow("SELECT event_id::text, error_code, error_message FROM dead_letters")
+    assert tuple(letter)[:2] == (bad["id"], "invalid_command")
+    assert letter["error_message"].startswith("propertyId: ")
+    assert "control characters" in letter["error_message"]
+
+
+async def test_a_row_that_cannot_be_read_is_parked_alone(world: World, core: CorePms) -> None:
+    bad = said("BAD", data=STAY | {"notes": "sealed"})
+    async with world.db.transaction():
+        await record(world, said("B-1"), bad, said("B-2"))
+        await world.db.execute("UPDATE channel_events SET payload = '[]' WHERE id = $1", uuid.UUID(bad["id"]))
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+    await world.until("SELECT status FROM channel_events WHERE id = $1", uuid.UUID(bad["id"]), equals="failed")
+    letter = await world.db.fetchrow("SELECT error_class, owner FROM dead_letters")
+    assert tuple(letter) == ("bug", "pipeline")
+
+
+async def test_a_row_whose_targets_cannot_be_found_is_parked_alone(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update still follows its create, though the two are looked up apart."""
+    look = outbound.mapped_connections
+
+    async def refuse(connection: Any, wanted: Sequence[tuple[str, str, str]]) -> Any:
+        if any(internal == "NOWHERE" for _, _, internal in wanted):
+            raise ValueError("no such text")
+        return await look(connection, wanted)
+
+    monkeypatch.setattr(outbound, "mapped_connections", refuse)
+    update = said("B-1", "pms.booking.update", data={"adults": 4})
+    bad = said("BAD", data=STAY | {"propertyId": "NOWHERE"})
+    await publish_together(world, [said("B-1"), bad, update, said("B-2")])
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=3)
+    letter = await world.db.fetchrow("SELECT event_id::text, error_class, error_message FROM dead_letters")
+    assert tuple(letter)[:2] == (bad["id"], "bug")
+    assert "ValueError" in letter["error_message"]
