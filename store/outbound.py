@@ -137,6 +137,14 @@ async def insert_commands(connection: Connection, rows: Sequence[CommandRow]) ->
     return {row["id"] for row in await connection.fetch(_SQL["insert_commands"], *columns)}
 
 
+async def deliveries_there(connection: Connection, rows: Sequence[CommandRow]) -> set[UUID]:
+    """Of these deliveries, those that are recorded, by their ids and those of their commands."""
+    if not rows:
+        return set()
+    found = await connection.fetch(_SQL["deliveries_there"], *_columns([(r.id, r.parent_id) for r in rows], 2))
+    return {row["id"] for row in found}
+
+
 async def load_commands(connection: Connection, ids: Sequence[UUID], most: int = 500) -> list[LoadedCommand]:
     """Those that are open, with what stands before them, in the order of recording: the first of them."""
     return [LoadedCommand(*row) for row in await connection.fetch(_SQL["load_commands"], ids, most)]

@@ -111,6 +111,10 @@ def _entity(event_type: str, data: dict[str, Any]) -> tuple[str | None, str | No
     return kind.value, internal
 
 
+class KeyTakenError(Exception):
+    """A delivery cannot be recorded, because its key is another event's; the text names the key."""
+
+
 class RouterStage:
     def __init__(
         self,
@@ -286,7 +290,8 @@ class RouterStage:
 
     async def _park_alone(self, command: Routed, error: Exception) -> tuple[list[WakeUp], Batch | None]:
         kind = type(error).__name__
-        command.park = Park(Fault.INVALID, f"the database refuses it: {kind}", Owner.PIPELINE, kind)
+        problem = str(error) if isinstance(error, KeyTakenError) else f"the database refuses it: {kind}"
+        command.park = Park(Fault.INVALID, problem, Owner.PIPELINE, kind)
         return await self._commit([command])
 
     async def _write(self, connection: Connection, commands: Sequence[Routed]) -> tuple[list[WakeUp], Batch | None]:
@@ -301,6 +306,7 @@ class RouterStage:
             for connection_id, vendor in command.targets
         ]
         new = await store.insert_commands(connection, [row for _, row in children])
+        await _check_there(connection, [row for _, row in children if row.id not in new])
         await finish(connection, [_finish_row(command, self._now()) for command in commands])
         told = await keep(connection, [_failed(command) for command in commands if command.park is not None])
         await bury(
@@ -348,7 +354,7 @@ class RouterStage:
             event_type=row.event_type,
             entity_type=kind.value,
             entity_internal_id=internal,
-            idempotency_key=f"{row.idempotency_key}@{connection_id}",
+            idempotency_key=f"{row.id}@{connection_id}",  # of the command's own key a service may have one that is the same
             payload=row.payload,
             sealed=row.sealed,
             lane=None if support.lane is LanePolicy.INDEPENDENT else lane,
@@ -356,6 +362,20 @@ class RouterStage:
             max_attempts=self._policies[manifest.retry_policy].attempts,
             trace=row.trace,
         )
+
+
+async def _check_there(connection: Connection, known: Sequence[CommandRow]) -> None:
+    """That these were routed before, whatever their key was then: a new row that is swallowed would never be sent.
+
+    raises  KeyTakenError
+    """
+    there = await store.deliveries_there(connection, known)
+    for row in known:
+        if row.id not in there:
+            raise KeyTakenError(
+                f"idempotencykey: another event has {row.idempotency_key}, the key of a delivery; "
+                "send the command again with a new id and key"
+            )
 
 
 async def _park_unrouted(command: Routed, error: Exception) -> None:

@@ -12,6 +12,10 @@ ORDER BY position -- the order of arrival is the order of the lane
 ON CONFLICT DO NOTHING
 RETURNING id
 
+-- name: deliveries_there
+SELECT e.id FROM unnest($1::uuid[], $2::uuid[]) AS g (id, parent_id)
+JOIN channel_events e ON e.id = g.id AND e.parent_id = g.parent_id
+
 -- name: load_commands
 -- The open ones of these, and before them what was recorded earlier about the same entities and is not routed yet: its
 -- wake-up may be late, but the order of recording is the order of the lane.

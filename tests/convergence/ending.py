@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     Row = asyncpg.Record
 
 _EVENTS = """
-SELECT e.*, x.request::text AS request, COALESCE(x.response ->> 'found', '') = 'true' AS found
-FROM channel_events e LEFT JOIN sync_exchanges x ON x.event_id = e.id
+SELECT e.*, x.request::text AS request, COALESCE(x.response ->> 'found', '') = 'true' AS found,
+       COALESCE(p.idempotency_key || '@' || e.connection_id, e.idempotency_key) AS said_as
+FROM channel_events e LEFT JOIN sync_exchanges x ON x.event_id = e.id LEFT JOIN channel_events p ON p.id = e.parent_id
 WHERE e.company_id = $1 ORDER BY e.seq"""
 _RESERVATIONS = """
 SELECT r.*, g.sealed AS guest, g.language, g.country
@@ -99,7 +100,7 @@ class Ending:
         found = Tables()
         for row in self.events:
             found.events[row["id"]] = _event(row, requeued=row["id"] in requeued)
-            found.keys[row["direction"] == "outbound", row["idempotency_key"]] = row["id"]
+            found.keys[row["direction"] == "outbound", row["said_as"]] = row["id"]
         for row in self.reservations:
             stored = _stored(row)
             found.reservations[row["external_id"]] = stored
@@ -132,7 +133,7 @@ class Ending:
         for row in self.events:
             if not row["found"] or row["event_type"] == CREATE:  # a create is in the log since it was done
                 continue
-            data = by_key[row["idempotency_key"]].data | orjson.loads(row["request"])
+            data = by_key[row["said_as"]].data | orjson.loads(row["request"])
             command = parse_command(row["event_type"], data)
             (body,) = body_of(Command(row["id"], row["event_type"], "", "", command, external), connection)
             of = row["entity_external_id"]
@@ -141,6 +142,11 @@ class Ending:
             )
             members = {name: value for name, value in body.items() if name != "id"}
             yield Write(look.place, row["idempotency_key"], body.get("id"), members)
+
+    def said_as(self, log: Sequence[Write]) -> list[Write]:
+        """As the oracle reads it: a delivery under the key of its command and its connection."""
+        names = {row["idempotency_key"]: row["said_as"] for row in self.events if row["parent_id"] is not None}
+        return [replace(write, key=names.get(write.key, write.key)) for write in log]
 
     def reached(self) -> Iterator[str]:
         """What came to pass in it."""

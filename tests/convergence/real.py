@@ -466,7 +466,10 @@ class Player(Outside):
         record = ending.record(self.said, self.accepted, self._calls(), heard, self.requeued)
         self.fleet.reached.update(ending.reached())
         self.fleet.reached.update(f"call: {call.fault}" for call in self.vendor.account.calls if call.fault)
-        return [*oracle.broken(self), *violations(record), *self._one_row_for_each_fact()]
+        by_delivery, self.vendor.log = self.vendor.log, ending.said_as(self.vendor.log)
+        broken = list(oracle.broken(self))
+        self.vendor.log = by_delivery  # it may be judged again
+        return [*broken, *violations(record), *self._one_row_for_each_fact()]
 
     def _calls(self) -> list[Call]:
         """To the journal a call that changed nothing is not done. Here it may be: somebody else had done it before."""

@@ -69,7 +69,8 @@ async def test_create_update_cancel_reach_the_vendor_in_order(world: World, core
     mapped = await world.db.fetchval("SELECT external_entity_id FROM int_mappings WHERE internal_entity_id = 'B-1'")
     assert mapped == str(booking["id"])
     keys = [call.idempotency_key for call in created(world)]
-    assert keys == [f"{verb}-B-1@{CONNECTION}" for verb in ("create", "update", "cancel")]
+    commands = await world.db.fetch("SELECT id FROM channel_events WHERE parent_id IS NULL ORDER BY seq")
+    assert keys == [f"{command['id']}@{CONNECTION}" for command in commands]
 
 
 async def test_the_same_command_twice_makes_one_booking(world: World, core: CorePms) -> None:

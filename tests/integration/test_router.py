@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import aio_pika
 import pytest
 
 from schemas.event import BATCH_CONTENT_TYPE, Event, decode
+from schemas.ids import derived
 from simulators.core_pms import CorePms
 from store import outbound
-from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from workers.router import command_row
 
 CREATE = "pms.booking.create"
@@ -129,3 +131,38 @@ async def test_a_row_whose_targets_cannot_be_found_is_parked_alone(
     letter = await world.db.fetchrow("SELECT event_id::text, error_class, error_message FROM dead_letters")
     assert tuple(letter)[:2] == (bad["id"], "bug")
     assert "ValueError" in letter["error_message"]
+
+
+async def test_a_command_whose_key_looks_like_a_deliverys_takes_nothing_from_it(world: World, core: CorePms) -> None:
+    await publish_together(world, [said("B-1", idempotencykey=f"k@{CONNECTION}"), said("B-2", idempotencykey="k")])
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+    assert len(world.sim.account.bookings) == 2
+
+
+async def test_a_delivery_that_an_earlier_release_recorded_is_not_made_again(world: World, core: CorePms) -> None:
+    """It has the same id, and another key: of the command's own."""
+    command = Event.model_validate(said("B-1"))
+    row = command_row(command.row_id, COMPANY, command, (await world.cipher()).seal)
+    delivery = replace(
+        row,
+        id=derived(row.id, CONNECTION),
+        parent_id=row.id,
+        connection_id=CONNECTION,
+        idempotency_key=f"{row.idempotency_key}@{CONNECTION}",
+        lane=f"reservation:B-1@{CONNECTION}",
+        lane_policy="hold",
+        max_attempts=3,
+    )
+    await outbound.insert_commands(world.db, [row, delivery])
+    await world.until("SELECT array_agg(status) FROM channel_events", equals=["done", "done"])
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert len(world.sim.account.bookings) == 1
+
+
+async def test_a_delivery_that_cannot_be_recorded_is_not_lost_silently(world: World, core: CorePms) -> None:
+    command = said("B-2")
+    await publish_together(world, [said("B-1", idempotencykey=f"{command['id']}@{CONNECTION}"), command, said("B-3")])
+    failed = await core.wait_for(lambda e: e.type == "core.command.failed", timeout=20)
+    assert failed.data["deliveryId"] == command["id"]
+    assert f"another event has {command['id']}@{CONNECTION}" in failed.data["error"]
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
