@@ -10,12 +10,22 @@ from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from .entities import Guest
 from .vocabulary import EntityType, ReservationStatus
 
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -26,11 +36,24 @@ def _no_control(value: str) -> str:
     return value
 
 
+def _day(value: Any) -> date:
+    # Not pydantic's own reading: it takes any number, also as text, for seconds since 1970.
+    if type(value) is date:
+        return value
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            pass
+    raise ValueError("must be a date, YYYY-MM-DD")
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True), AfterValidator(_no_control)]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
-Count = Annotated[int, Field(ge=0, le=500)]
-Minor = Annotated[int, Field(ge=0, le=10**12)]
-Night = Annotated[date, Field(lt=date(3000, 1, 1))]  # a day after it there is in any calendar
+Day = Annotated[date, BeforeValidator(_day)]
+Night = Annotated[Day, Field(lt=date(3000, 1, 1))]  # a day after it there is in any calendar
+Count = Annotated[int, Field(strict=True, ge=0, le=500)]
+Minor = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 
 # Vendors take rates for two or three years ahead. Without bounds one command says millions of nights, and merging it with
 # another one keeps the process from all else meanwhile.
@@ -71,8 +94,8 @@ class _Stay(CommandData):
 class BookingCreate(_Stay):
     property_id: Id
     room_type_id: Id
-    check_in: date
-    check_out: date
+    check_in: Day
+    check_out: Day
     adults: Count = 1
     children: Count = 0
     status: ReservationStatus = ReservationStatus.CONFIRMED
@@ -93,8 +116,8 @@ class BookingUpdate(_Stay):
     """Only the members that are given change."""
 
     room_type_id: Id | None = None
-    check_in: date | None = None
-    check_out: date | None = None
+    check_in: Day | None = None
+    check_out: Day | None = None
     adults: Count | None = None
     children: Count | None = None
     status: ReservationStatus | None = None
@@ -128,7 +151,7 @@ class Period(CommandData):
     last: Night
     available: Count | None = None
     price: Minor | None = None
-    min_stay: Annotated[int, Field(ge=1, le=365)] | None = None
+    min_stay: Annotated[int, Field(strict=True, ge=1, le=365)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

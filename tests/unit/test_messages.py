@@ -131,6 +131,11 @@ def nights(*periods: tuple[str, str]) -> dict[str, object]:
         ("pms.booking.create", [], "JSON object"),
         ("pms.booking.create", {**CREATE, "checkOut": "2027-01-01"}, "checkOut must be after checkIn"),
         ("pms.booking.create", {**CREATE, "adults": -1}, "adults"),
+        *(("pms.booking.create", {**CREATE, "adults": adults}, "adults: ") for adults in (True, "2", 2.0)),
+        *(
+            ("pms.booking.update", {"reservationId": "B", "checkIn": day}, "checkIn: .*YYYY-MM-DD")
+            for day in (1893456000, "1893456000", "2027-W01-1", "2027-02-30", "2027-03-01T00:00:00", True)
+        ),
         ("pms.booking.create", {**CREATE, "surprise": 1}, "surprise"),
         ("pms.booking.create", {**CREATE, "roomTypeId": "R\x00"}, "roomTypeId"),
         ("pms.booking.create", {**CREATE, "currency": "euro"}, "currency"),
