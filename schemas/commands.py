@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 from .entities import Guest
 from .vocabulary import EntityType, ReservationStatus
@@ -248,8 +249,14 @@ def parse_command(event_type: str, data: Any) -> CommandData:
 
 def describe(error: ValidationError) -> str:
     """`field: what is wrong` for each fault, without the values (they may be a guest's)."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'data'}: {fault['msg']}" for fault in faults[:5])
+    return "; ".join(map(_fault, error.errors(include_url=False, include_input=False, include_context=False)[:5]))
+
+
+def _fault(fault: ErrorDetails) -> str:
+    *above, last = fault["loc"] or ("data",)
+    # The name of an unknown member is a sender's own word, and may be a guest's.
+    name = "an unknown member" if fault["type"] == "extra_forbidden" else last
+    return f"{'.'.join(map(str, (*above, name)))}: {fault['msg']}"
 
 
 def _check_stay(command: C, check_in: date | None, check_out: date | None) -> C:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     Made = tuple[CommandRow, Event, Cipher]
 
 _log = logging.getLogger(__name__)
-PERSONAL = (("guest",), ("notes",))  # of a command's data
+PERSONAL = (("guest",), ("notes",), ("reason",))  # of a command's data
 _NUL = "\0"
 MOST = 500  # commands that are routed at once, however many stand before those that were woken
 
@@ -83,7 +83,8 @@ def command_row(
     """The row of a command as a service sent it, its personal part sealed."""
     data = event.data if isinstance(event.data, dict) else {"value": event.data}
     kind, internal = _entity(event.type, data)
-    readable, personal = split(data, PERSONAL)
+    # Where a command that does not fit holds what is a guest's, nobody can tell.
+    readable, personal = ({}, data) if kind is None else split(data, PERSONAL)
     return CommandRow(
         id=id_,
         company_id=company_id,
@@ -232,7 +233,8 @@ class RouterStage:
                 command.park = Park(Fault.MISCONFIGURED, problem, Owner.TENANT, "no_company")
                 return
             said = document(row.payload, row.sealed, row.overlay, cipher)
-            if row.overlay is not None:  # its deliveries are made of what the edit says
+            # Its deliveries are made of what the edit says. Sealed as a whole, it did not fit when it was recorded.
+            if row.overlay is not None or row.payload == "{}":
                 readable, personal = split(said, PERSONAL)
                 command.row = replace(row, payload=orjson.dumps(readable).decode(), sealed=cipher.seal(personal))
             command.data = parse_command(row.event_type, said)
@@ -472,6 +474,9 @@ def _problem(event: Event, *, known: bool) -> str | None:
         return f"companyid: {event.companyid} does not exist"
     if event.data is None:
         return "data: missing; a command carries its data as a JSON object"
+    if isinstance(event.data, dict) and any("." in name for name in event.data):
+        # Sealed, a dot means a member of a member: put back, it might fit, which as it was sent it does not.
+        return "data: a member's name has a dot in it; no command has such a member"
     return None
 
 

@@ -136,7 +136,8 @@ def nights(*periods: tuple[str, str]) -> dict[str, object]:
             ("pms.booking.update", {"reservationId": "B", "checkIn": day}, "checkIn: .*YYYY-MM-DD")
             for day in (1893456000, "1893456000", "2027-W01-1", "2027-02-30", "2027-03-01T00:00:00", True)
         ),
-        ("pms.booking.create", {**CREATE, "surprise": 1}, "surprise"),
+        ("pms.booking.create", {**CREATE, "surprise": 1}, "^an unknown member: "),
+        ("pms.booking.create", {**CREATE, "guest": {"surprise": 1}}, r"^guest\.an unknown member: "),
         ("pms.booking.create", {**CREATE, "roomTypeId": "R\x00"}, "roomTypeId"),
         ("pms.booking.create", {**CREATE, "currency": "euro"}, "currency"),
         ("pms.booking.update", {"reservationId": "B"}, "at least one member"),
