@@ -39,7 +39,7 @@ from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from adapters.port import Adapter
     from schemas.event import Event
@@ -58,6 +58,7 @@ _log = logging.getLogger(__name__)
 PERSONAL = (("guest",), ("notes",), ("reason",))  # of a command's data
 _NUL = "\0"
 MOST = 500  # commands that are routed at once, however many stand before those that were woken
+_FAMILY = "pms."
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ class RouterStage:
         self._pool = pool
         self._directory = directory
         self._adapters = adapters
+        self._actions = frozenset(action for adapter in adapters.values() for action in adapter.manifest.actions)
         self._publisher = publisher
         self._marks = marks
         self._teller = teller
@@ -204,7 +206,7 @@ class RouterStage:
         """Of one event."""
         (event,) = events
         cipher = await self._directory.cipher(_company(event))
-        problem = _problem(event, known=cipher is not None)
+        problem = _problem(event, self._actions, known=cipher is not None)
         if cipher is None:
             return stranger(event, str(problem), self._directory.installation)
         if problem is not None:
@@ -463,13 +465,16 @@ def _whole(event: Event, problem: str, cipher: Cipher, company_id: str | None = 
     return letter
 
 
-def _problem(event: Event, *, known: bool) -> str | None:
-    """Why an event can have no row, or None."""
+def _problem(event: Event, actions: Collection[str], *, known: bool) -> str | None:
+    """Why an event can have no row, or None. actions: types of vendors that are commands, too"""
     if event.companyid is None:
         return "companyid: missing"
     place = next((at for name, value in event if (at := _place_of_nul(value, name))), None)
     if place is not None:
         return f"{place}: holds a NUL character, which the database cannot keep; send it again without"
+    if not event.type.startswith(_FAMILY) and event.type not in actions:
+        # A row of it would never come back here: its type is the key by which rows are woken.
+        return f"type: {event.type} is no command; those begin with {_FAMILY}"
     if not known:
         return f"companyid: {event.companyid} does not exist"
     if event.data is None:

@@ -11,7 +11,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from schemas.event import BATCH_CONTENT_TYPE, Event, decode
+from schemas.event import BATCH_CONTENT_TYPE, SOURCE, Event, decode
 from schemas.ids import derived
 from simulators.core_pms import CorePms
 from store import outbound
@@ -72,11 +72,12 @@ async def record(world: World, *events: dict[str, Any]) -> None:
         (said("BAD", companyid="ac\0me"), "NUL"),
         (said("BAD", id="\0"), "NUL"),
         (said("BAD", data=STAY | {"totalPrice": 10**30}), "64 bits"),
+        (said("BAD", "foo.bar"), "foo.bar is no command"),
         (said("BAD", data=STAY | {"guest.email": "jane@example.invalid"}), "dot"),
     ],
-    ids=["in an id", "in a name", "in the company", "in the event's id", "a number", "a dotted name"],
+    ids=["in an id", "in a name", "in the company", "in the event's id", "a number", "a foreign type", "a dotted name"],
 )
-async def test_what_no_column_can_hold_is_kept_whole_and_stops_nobody(
+async def test_what_can_have_no_row_is_kept_whole_and_stops_nobody(
     world: World, core: CorePms, bad: dict[str, Any], words: str
 ) -> None:
     await publish_together(world, [said("B-1"), bad, said("B-2", data=STAY | {"notes": "a literal \\u0000"})])
@@ -100,6 +101,16 @@ async def test_a_control_character_in_an_id_is_named_and_holds_back_nothing_of_i
     assert tuple(letter)[:2] == (bad["id"], "invalid_command")
     assert letter["error_message"].startswith("propertyId: ")
     assert "control characters" in letter["error_message"]
+
+
+async def test_a_row_of_a_foreign_type_is_parked_when_it_is_met(world: World, core: CorePms) -> None:
+    foreign = said("BAD", "foo.bar")
+    await record(world, foreign)
+    wake = {name: foreign[name] for name in ("id", "type", "companyid")} | {"source": SOURCE}
+    await publish_together(world, [wake, said("B-1")])
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
+    letter = await world.db.fetchrow("SELECT event_id::text, error_code FROM dead_letters")
+    assert tuple(letter) == (foreign["id"], "invalid_command")
 
 
 async def test_a_row_that_cannot_be_read_is_parked_alone(world: World, core: CorePms) -> None:
