@@ -29,7 +29,7 @@ from telemetry.logs import about
 from topology.announce import WakeUp, announce
 from topology.declared import ROUTER_QUEUE, delivery_key, inbound_queue, outbound_queue
 
-from .router import command_row
+from .router import command_row, no_command
 from .tell import publish
 
 if TYPE_CHECKING:
@@ -233,8 +233,6 @@ class Relay:
 
     async def _command(self, row: OutboxRow) -> CommandRow:
         """raises OutboxError: whatever is wrong with one row is said there, and stops nobody else's"""
-        if not row.event_type.startswith("pms.") and row.event_type not in self._actions:
-            raise OutboxError("event_type: not a command; commands are pms.* and the actions of vendors")
         try:
             cipher = await self._directory.cipher(row.company_id)
             if cipher is None:
@@ -249,6 +247,8 @@ class Relay:
                 idempotencykey=row.idempotency_key or f"outbox:{row.id}",
                 data=orjson.loads(row.payload),
             )
+            if (problem := no_command(event, self._actions)) is not None:
+                raise OutboxError(problem)
             return command_row(event.row_id, row.company_id, event, cipher.seal)
         except SealError as error:
             raise OutboxError(
@@ -257,7 +257,7 @@ class Relay:
         except ValueError as error:
             raise OutboxError("event_type, subject or idempotency_key: not of an event's form") from error
         except (TypeError, RecursionError) as error:
-            raise OutboxError("payload: nested too deeply") from error
+            raise OutboxError("payload: nested too deeply, or a number beyond 64 bits") from error
 
     async def _insert(
         self, connection: Connection, commands: Mapping[UUID, CommandRow]

@@ -466,17 +466,22 @@ def _whole(event: Event, problem: str, cipher: Cipher, company_id: str | None = 
 
 
 def _problem(event: Event, actions: Collection[str], *, known: bool) -> str | None:
-    """Why an event can have no row, or None. actions: types of vendors that are commands, too"""
+    """Why an event can have no row, or None."""
     if event.companyid is None:
         return "companyid: missing"
     place = next((at for name, value in event if (at := _place_of_nul(value, name))), None)
     if place is not None:
         return f"{place}: holds a NUL character, which the database cannot keep; send it again without"
+    if not known:
+        return f"companyid: {event.companyid} does not exist"
+    return no_command(event, actions)
+
+
+def no_command(event: Event, actions: Collection[str]) -> str | None:
+    """Why an event is no command, or None. actions: types of vendors that are commands, too"""
     if not event.type.startswith(_FAMILY) and event.type not in actions:
         # A row of it would never come back here: its type is the key by which rows are woken.
         return f"type: {event.type} is no command; those begin with {_FAMILY}"
-    if not known:
-        return f"companyid: {event.companyid} does not exist"
     if event.data is None:
         return "data: missing; a command carries its data as a JSON object"
     if isinstance(event.data, dict) and any("." in name for name in event.data):

@@ -149,8 +149,8 @@ async def test_an_outbox_row_that_is_no_command_says_why_and_stops_no_other(worl
     rows = [
         (COMPANY, "pms.booking.update", deep, "payload: nested too deeply"),
         ("locked", "pms.booking.update", "{}", "data key"),
-        (COMPANY, "core.reservation.upserted", "{}", "event_type: not a command"),
-        (COMPANY, "foo.bar", "{}", "event_type: not a command"),
+        (COMPANY, "core.reservation.upserted", "{}", "type: core.reservation.upserted is no command"),
+        (COMPANY, "foo.bar", "{}", "type: foo.bar is no command"),
         ("nobody", "pms.booking.update", "{}", "company_id: nobody does not exist"),
         (COMPANY, "pms.booking.create", orjson.dumps({**CREATE, "reservationId": "B-9"}).decode(), None),
     ]
