@@ -49,10 +49,17 @@ def _day(value: Any) -> date:
     raise ValueError("must be a date, YYYY-MM-DD")
 
 
+def _followed(value: date) -> date:
+    """A night ends the day after, which any calendar must have."""
+    if value.year >= 3000:
+        raise ValueError("must be before the year 3000")
+    return value
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True), AfterValidator(_no_control)]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Day = Annotated[date, BeforeValidator(_day)]
-Night = Annotated[Day, Field(lt=date(3000, 1, 1))]  # a day after it there is in any calendar
+Night = Annotated[Day, AfterValidator(_followed)]
 Count = Annotated[int, Field(strict=True, ge=0, le=500)]
 Minor = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 

@@ -44,8 +44,7 @@ FETCH = 90.0  # seconds that one fetch may take, all its calls and a new token i
 FETCHES = 64  # at once, of one vendor: fewer than its client has sockets
 HINTS = 100  # of one connection that share a fetch
 LAST_WORD = 5.0  # seconds at a stop for the database to take back what was not begun
-LAG = timedelta(minutes=2)  # after a fact came, until "not there" is believed
-SOON = timedelta(seconds=10)  # until what is not there is asked for a second time; then later and later
+LAG = timedelta(seconds=3)  # after a fact came, until "not there" is believed; what is shown later still, a pull brings
 WAITING = 1_000  # hints of one connection in hand; what is beyond comes again later
 
 
@@ -285,10 +284,8 @@ def _may_be_of_one(error: Exception) -> bool:
 
 def _not_there(work: Work, now: datetime) -> Skip | Defer:
     """Not believed at once: a webhook may be faster than what the vendor reads from."""
-    age = now - work.row.received_at
-    if age >= LAG:
-        return Skip("gone at the vendor")
-    return Defer(now + max(SOON, 2 * age), "not at the vendor, or not yet")
+    believed = work.row.received_at + LAG
+    return Skip("gone at the vendor") if now >= believed else Defer(believed, "not at the vendor, or not yet")
 
 
 def in_doubt(work: Work) -> Work:

@@ -105,7 +105,7 @@ async def test_requeue_by_event_or_letter(acme: Cli, failed: Fail, db: Db) -> No
     assert (await audited(db))[-2:] == ["dead_letter.requeue"] * 2
     for given in (one, letter):
         again = await acme("dlq", "requeue", str(given), code=1)
-        assert f"have ended: {given}\n" in again.err
+        assert f"something newer: {given}\n" in again.err
 
 
 async def test_an_unknown_id_changes_nothing(acme: Cli, failed: Fail, db: Db) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -226,7 +227,7 @@ async def test_a_look_does_not_read_what_is_not_due_yet(
     await owner.execute(f"UPDATE channel_events SET {states[name]} WHERE direction = 'inbound'")  # noqa: S608 - above
     await owner.execute("VACUUM ANALYZE channel_events")
     await owner.close()
-    given = {"unpublished": ("",), "stale": (datetime(1970, 1, 1, tzinfo=UTC),)}.get(name, ())
+    given = {"unpublished": ("",), "stale": (datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))}.get(name, ())
     assert await touched(worker, statements("relay")[name], 0.0, 500, *given) < 100
 
 

@@ -81,10 +81,7 @@ async def test_a_cancelled_booking_is_found_too_and_a_gone_one_is_skipped(whole:
     assert tuple(gone) == ("skipped", "gone at the vendor")
 
 
-async def test_what_the_vendor_does_not_show_yet_is_asked_for_again(
-    whole: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workers.hints.SOON", timedelta(seconds=0.5))
+async def test_what_the_vendor_does_not_show_yet_is_asked_for_again(whole: World) -> None:
     booking = book(whole)
     del whole.sim.account.bookings[booking["id"]]
     await whole.webhook({"booking": {"id": booking["id"]}})
