@@ -363,17 +363,23 @@ def _refused(operation: str, result: Mapping[str, Any], secret_texts: Sequence[s
     if result.get("success") is not False:
         return Unknown(f"beds24 {operation}: no word of what became of it; it may have been done", code="no_result")
     errors = _dicts(result.get("errors")) or [{}]
-    said = []
-    for error in errors[:5]:
-        field = str(error.get("field") or error.get("action") or "item")[:60]
-        said.append(f"{_vendors_words(field, secret_texts)}: {_vendors_words(error.get('message'), secret_texts)}")
+    fields = [
+        _vendors_words(str(error.get("field") or error.get("action") or "item")[:60], secret_texts)
+        for error in errors[:5]
+    ]
+    words = [_vendors_words(error.get("message"), secret_texts) for error in errors[:5]]
+    said = "; ".join(f"{field}: {word}" for field, word in zip(fields, words, strict=True))
     done = result.get("modified") or result.get("new")
     changed = f"; changed nevertheless: {', '.join(sorted(map(str, done)))[:200]}" if isinstance(done, dict) else ""
     message = errors[0].get("message")
     code = message if isinstance(message, str) and _CODE.fullmatch(message) else None
     if code is not None and _vendors_words(code, secret_texts) == _WITHHELD:
         code = None
-    return Rejected(f"beds24 {operation}: refused: {'; '.join(said)}{changed}", code=code or "refused")
+    return Rejected(
+        f"beds24 {operation}: refused: {said}{changed}",
+        code=code or "refused",
+        place=f"beds24 {operation}: {', '.join(sorted(set(fields)))}",
+    )
 
 
 def _vendors_words(text: Any, secret_texts: Sequence[str]) -> str:

@@ -263,6 +263,7 @@ async def test_a_refusal_names_the_field_but_repeats_nothing_of_the_guest(
     with pytest.raises(Rejected) as caught:
         await adapter.execute(session, say(world, "pms.booking.create"))
     assert str(caught.value) == f"beds24 bookings.create: refused: {shown}"
+    assert caught.value.place == "beds24 bookings.create: email"
     assert caught.value.code == code
 
 
