@@ -61,6 +61,7 @@ class Field:
     secret: bool = False
     required: bool = False
     default: str | None = None
+    grants: tuple[str, ...] = ()  # of a secret: names of those that it was exchanged for, of no use once it is set anew
 
 
 @dataclass(frozen=True, slots=True)

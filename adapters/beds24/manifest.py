@@ -43,7 +43,12 @@ MANIFEST = Manifest(
     ),
     fields=(
         Field("base_url", "Address of the API; some accounts are served elsewhere.", default=DEFAULT_BASE_URL),
-        Field("invite_code", "Code from Settings > Marketplace > API; single use, valid 24 hours.", secret=True),
+        Field(
+            "invite_code",
+            "Code from Settings > Marketplace > API; single use, valid 24 hours.",
+            secret=True,
+            grants=("refresh_token",),
+        ),
         Field("refresh_token", "Instead of an invite code: a refresh token that you have already.", secret=True),
         Field("webhook_secret", "What webhooks prove their origin with.", secret=True),
         Field(

@@ -14,6 +14,7 @@ from . import fields, session
 from .output import FOUND, AsJson, Refused, example, listing, note, noun, say
 
 if TYPE_CHECKING:
+    from adapters.port import Manifest
     from schemas.connection import Connection
     from store.directory import Directory
     from store.pool import Connection as Db
@@ -99,15 +100,23 @@ async def _check(connection_id: str, name: str, *, rotating: bool) -> None:
 
 
 async def _put(connection_id: str, name: str, value: str, previous_until: datetime | None) -> None:
+    from adapters.registry import adapter
     from store import connections
 
     async with session.keys() as (pool, directory), pool.acquire() as db, db.transaction():
         of, cipher = await _owner(db, directory, connection_id)
         sealed = cipher.seal_bytes(value.encode())
-        derived = [] if name == fields.WEBHOOK_SECRET else [_RENEWED_BY_US]
+        derived = _derived(adapter(of.vendor).manifest, name)
         await connections.put_credential(db, of, name, sealed, derived, previous_until=previous_until)
         action = "secret.rotate" if previous_until else "secret.set"
         await connections.audit(db, session.actor(), of.company_id, action, f"{connection_id}/{name}", {})
+
+
+def _derived(manifest: Manifest, name: str) -> list[str]:
+    """What was got with a secret, and ends with it."""
+    if name == fields.WEBHOOK_SECRET:
+        return []
+    return [_RENEWED_BY_US, *(grant for field in manifest.fields if field.name == name for grant in field.grants)]
 
 
 async def _owner(db: Db, directory: Directory, connection_id: str) -> tuple[Connection, Cipher]:

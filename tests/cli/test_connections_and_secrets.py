@@ -188,6 +188,8 @@ async def test_a_new_credential_ends_the_access_token_and_a_webhook_secret_does_
     assert await db.fetchval(names) == ["access_token", "webhook_secret"]
     await acme("secret", "set", "beds24-acme", "refresh_token", "--stdin", typed="of another account")
     assert await db.fetchval(names) == ["refresh_token", "webhook_secret"]
+    await acme("secret", "set", "beds24-acme", "invite_code", "--stdin", typed="with wider scopes")
+    assert await db.fetchval(names) == ["invite_code", "webhook_secret"]
 
 
 async def test_a_secret_is_never_asked_for_where_it_would_be_seen(acme: Cli) -> None:
