@@ -330,3 +330,8 @@ class Adapter(Protocol):
     async def check(self, session: Session) -> Mapping[str, Any]:
         """Does the connection work? What the account says of itself, for `staybus connection test`."""
         ...
+
+
+def actions(adapters: Mapping[str, Adapter]) -> frozenset[str]:
+    """The types beside `pms.*` that are commands, of all vendors."""
+    return frozenset(action for adapter in adapters.values() for action in adapter.manifest.actions)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from starlette.applications import Starlette
 
+from adapters.port import actions
 from ingress.admin import Admin
 from ingress.app import create_app, health_routes
 from ingress.fairness import Shares
@@ -168,8 +169,7 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
         async def waiting(asked: Iterable[str] = (*queues, UNROUTABLE)) -> dict[str, int]:
             return await depths.ask(asked)
 
-        actions = {action for adapter in parts.adapters.values() for action in adapter.manifest.actions}
-        relay = Relay(parts.pool, parts.directory, parts.publisher, waiting, actions=actions)
+        relay = Relay(parts.pool, parts.directory, parts.publisher, waiting, actions=actions(parts.adapters))
         bell = Bell(settings.database_url, "scheduler", relay.ring)
         await bell.start()
         stack.push_async_callback(bell.stop)

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapters.port import actions
 from adapters.registry import adapters as load_adapters
 from adapters.transport import HttpTransport
 from store.clock import Clock
@@ -70,8 +71,7 @@ def worker_name(process: str) -> str:
 def declared(adapters: Mapping[str, Adapter]) -> Topology:
     """The topology that the installed adapters ask for."""
     routes = [VendorRoutes(name, adapter.manifest.inbound) for name, adapter in sorted(adapters.items())]
-    actions = sorted({action for adapter in adapters.values() for action in adapter.manifest.actions})
-    return topology(routes, actions)
+    return topology(routes, sorted(actions(adapters)))
 
 
 def state_gauges(link: str) -> Callable[[LinkState], None]:

@@ -55,8 +55,8 @@ def decide(
 ) -> Retry | Park:
     """attempt counts from 1 and includes the one that failed.
 
-    A vendor's Retry-After raises the delay, up to an hour, and never lowers it. After an unknown end of a command that nothing can look
-    up, only a person may repeat it. A refusal for the rate limit is never the last word: `governor.uncounted` puts it off.
+    A vendor's Retry-After raises the delay, up to an hour, and never lowers it. After an unknown end of a command that nothing
+    can look up, only a person may repeat it. A refusal for the rate limit is never the last word: `governor.uncounted` puts it off.
     """
     fault, message, code, after = _read(error)
     if fault is Fault.RATE_LIMITED:

@@ -12,13 +12,13 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from adapters.errors import AdapterError, Misconfigured, RateLimited, Transient, Unknown, Unsupported
-from adapters.port import MARKER, Command, Repeat, Reply
+from adapters.port import MARKER, Command, Repeat
 from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError, parse_command
 from schemas.vocabulary import EventStatus, Fault, LanePolicy, Owner
@@ -53,13 +53,13 @@ from .governor import Call, Ended, answered, uncounted
 from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Retry
 from .persist import commit, outlast
+from .say import say
 from .window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 
     from adapters.port import Adapter
-    from schemas.commands import CommandData
     from schemas.event import Event
     from store.directory import Directory, Known
     from store.marks import Marks
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from topology.retry import RetryPolicy
 
     from .governor import Governor
-    from .sessions import Sessions, VendorSession
+    from .sessions import Sessions
     from .tell import Teller
     from .turns import Turns
 
@@ -394,7 +394,7 @@ class DeliveryStage:
             all_mapped(command)
             async with asyncio.timeout_at(work.until):
                 said = [*work.older, (row.id, command.data)]
-                reply = await _say(session, work, command, said, self._repeat(work))
+                reply = await say(session, work, command, said, self._repeat(work))
         except TimeoutError:
             seconds = time.monotonic() - began
             work.doubt = True
@@ -515,66 +515,6 @@ def _held(works: Sequence[Work], ids_: Container[UUID]) -> list[Work]:
         if work.row.id not in ids_:
             _log.warning("lease lost: another worker has it", extra=about(**ids(work)))
     return [work for work in works if work.row.id in ids_]
-
-
-# What is wrong is what was said: said in part, it may be right.
-_OF_THE_DATA = frozenset({Fault.REJECTED, Fault.UNSUPPORTED, Fault.INVALID, Fault.UNMAPPED})
-
-
-async def _say(
-    session: VendorSession, work: Work, command: Command, said: Sequence[tuple[UUID, CommandData]], repeat: Repeat
-) -> Reply:
-    """What a lane wants, the oldest first, in one call. What no one call can say, or the vendor refuses, in halves: so the
-    fault of one of them keeps none of the others back, and nothing older comes to the vendor behind what is newer."""
-    *older, (newest, _) = said
-    data = await _merged(work, said)
-    if data is not None:
-        key = command.idempotency_key if newest == work.row.id else f"{command.idempotency_key}/{newest}"
-        work.command = replace(command, data=data, idempotency_key=key)
-        try:
-            reply = await _ask_or_execute(session, work, work.command, repeat)
-        except AdapterError as error:
-            if not older or error.fault not in _OF_THE_DATA:
-                raise
-        else:
-            work.absorbed += [id_ for id_, _ in said if id_ != work.row.id]
-            return reply
-    half = len(said) // 2
-    try:
-        await _say(session, work, command, said[:half], repeat)
-    except AdapterError as error:
-        if error.fault not in _OF_THE_DATA:
-            raise
-        # The last of that half waits for its own turn, and ends there with its reason.
-    return await _say(session, work, command, said[half:], repeat)
-
-
-async def _merged(work: Work, said: Sequence[tuple[UUID, CommandData]]) -> CommandData | None:
-    """None: no one command says it all."""
-    *older, (_, data) = said
-    for id_, before in reversed(older):
-        await asyncio.sleep(0)  # thousands of nights take some 30 ms, and there may be many of them
-        try:
-            data = data.over(before)
-        except InvalidCommandError:
-            return None
-        except Exception:  # noqa: BLE001 - a fault of merging is none of either; they go out one by one
-            _log.exception("an older command cannot be merged", extra=about(**ids(work), older=str(id_)))
-            return None
-    return data
-
-
-async def _ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:
-    if work.doubt and repeat is not Repeat.ASK:
-        found = await session.adapter.find(session, command)
-        if found is not None:
-            return found
-        work.doubt = False  # the vendor says that it has not happened
-    known = made_before(command)
-    if known is not None:
-        work.existed = True
-        return Reply(known, {"existed": True}, found=True)
-    return await session.adapter.execute(session, command)
 
 
 def _replaced(work: Work) -> bool:

@@ -27,8 +27,7 @@ async def keep_malformed(
     pool: Pool, directory: Directory, queue: str, incoming: Incoming, malformed: Sequence[Malformed]
 ) -> None:
     """Committed when it returns; waits while the database is away."""
-    key = incoming.routing_key.replace("\0", "\ufffd")  # which no text of the database may hold
-    letters = [_letter(one, queue, key, directory.installation) for one in malformed]
+    letters = [_letter(one, queue, incoming.routing_key, directory.installation) for one in malformed]
 
     async def keep() -> None:
         async with pool.acquire() as connection:

@@ -29,7 +29,7 @@ from telemetry.logs import about
 from topology.announce import WakeUp, announce
 from topology.declared import ROUTER_QUEUE, delivery_key, inbound_queue, outbound_queue
 
-from .router import command_row, no_command
+from .commands import command_row, no_command
 from .tell import publish
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ class Relay:
         self._room = LEAST
         self._turn = ""  # the company that was the last to have its turn
         self._passed: Place | None = None  # stale rows up to here were looked at, and some were left alone
-        self._refused: dict[
-            UUID, tuple[int, float]
-        ] = {}  # batch of results → refusals in a row, and when it is tried again
+        # Batch of results → refusals in a row, and when it is tried again.
+        self._refused: dict[UUID, tuple[int, float]] = {}
         self._lengths: dict[str, tuple[float, bool]] = {}  # queue → when it was asked about, and whether it was long
 
     async def run(self, stop: asyncio.Event) -> None:

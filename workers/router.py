@@ -13,10 +13,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
+from adapters.port import actions
 from schemas.commands import BookingCreate, CommandData, InvalidCommandError, parse_command
 from schemas.event import SOURCE
 from schemas.ids import derived
@@ -34,12 +35,13 @@ from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
 from . import results
-from .letters import letter_without_row, stranger
+from .commands import PERSONAL, command_row, company_of, problem_of
+from .letters import stranger
 from .outcome import Done, Park, ending
 from .persist import commit, outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from adapters.port import Adapter
     from schemas.event import Event
@@ -55,10 +57,7 @@ if TYPE_CHECKING:
     Made = tuple[CommandRow, Event, Cipher]
 
 _log = logging.getLogger(__name__)
-PERSONAL = (("guest",), ("notes",), ("reason",))  # of a command's data
-_NUL = "\0"
 MOST = 500  # commands that are routed at once, however many stand before those that were woken
-_FAMILY = "pms."
 
 
 @dataclass(slots=True)
@@ -76,41 +75,6 @@ class Routed:
         if self.data is None:
             raise AssertionError("an invalid command has no entity")
         return self.data.lane_entity()
-
-
-def command_row(
-    id_: uuid.UUID, company_id: str, event: Event, seal: Callable[[Mapping[str, Any]], bytes | None]
-) -> CommandRow:
-    """The row of a command as a service sent it, its personal part sealed."""
-    data = event.data if isinstance(event.data, dict) else {"value": event.data}
-    kind, internal = _entity(event.type, data)
-    # Where a command that does not fit holds what is a guest's, nobody can tell.
-    readable, personal = ({}, data) if kind is None else split(data, PERSONAL)
-    return CommandRow(
-        id=id_,
-        company_id=company_id,
-        connection_id=event.connectionid,
-        parent_id=None,
-        event_type=event.type,
-        entity_type=kind,
-        entity_internal_id=internal or event.subject,
-        idempotency_key=event.dedupe_key,
-        payload=orjson.dumps(readable).decode(),
-        sealed=seal(personal),
-        lane=None,
-        lane_policy=None,
-        max_attempts=1,
-        trace=event.traceparent,
-    )
-
-
-def _entity(event_type: str, data: dict[str, Any]) -> tuple[str | None, str | None]:
-    """(type, internal id) of what a command is about; what cannot be read is parked when it is routed."""
-    try:
-        kind, internal = parse_command(event_type, data).lane_entity()
-    except InvalidCommandError:
-        return None, None
-    return kind.value, internal
 
 
 class KeyTakenError(Exception):
@@ -133,7 +97,7 @@ class RouterStage:
         self._pool = pool
         self._directory = directory
         self._adapters = adapters
-        self._actions = frozenset(action for adapter in adapters.values() for action in adapter.manifest.actions)
+        self._actions = actions(adapters)
         self._publisher = publisher
         self._marks = marks
         self._teller = teller
@@ -205,8 +169,8 @@ class RouterStage:
     async def _made(self, events: Sequence[Event]) -> Made | DeadLetterRow:
         """Of one event."""
         (event,) = events
-        cipher = await self._directory.cipher(_company(event))
-        problem = _problem(event, self._actions, known=cipher is not None)
+        cipher = await self._directory.cipher(company_of(event))
+        problem = problem_of(event, self._actions, known=cipher is not None)
         if cipher is None:
             return stranger(event, str(problem), self._directory.installation)
         if problem is not None:
@@ -215,12 +179,12 @@ class RouterStage:
             row = command_row(event.row_id, str(event.companyid), event, cipher.seal)
         except TypeError:  # orjson's for what it has no way to write
             problem = "data: a number beyond 64 bits, or nested too deeply; send it as text"
-            return _whole(event, problem, cipher, event.companyid)
+            return stranger(event, problem, cipher, event.companyid)
         return row, event, cipher
 
     async def _unmade(self, event: Event, error: Exception) -> Made | DeadLetterRow:
         problem = f"cannot be recorded: {type(error).__name__}; the log of the outbound worker has more"
-        return _whole(event, problem, self._directory.installation)
+        return stranger(event, problem, self._directory.installation)
 
     # ------------------------------------------------------------------ perform
 
@@ -451,57 +415,3 @@ def _dead_letter(command: Routed, park: Park) -> DeadLetterRow:
         owner=park.owner.value,
         place=park.place,
     )
-
-
-def _company(event: Event) -> str:
-    """Nobody's name where none is given, or one that the database cannot be asked for."""
-    return "" if event.companyid is None or _NUL in event.companyid else event.companyid
-
-
-def _whole(event: Event, problem: str, cipher: Cipher, company_id: str | None = None) -> DeadLetterRow:
-    """As `stranger`, for an event whose own words may be what cannot be written: nothing of them is readable."""
-    letter = letter_without_row(event.type, company_id, problem, {"id": str(event.row_id)})
-    letter.sealed = cipher.seal_bytes(event.model_dump_json(exclude_none=True).encode())
-    return letter
-
-
-def _problem(event: Event, actions: Collection[str], *, known: bool) -> str | None:
-    """Why an event can have no row, or None."""
-    if event.companyid is None:
-        return "companyid: missing"
-    place = next((at for name, value in event if (at := _place_of_nul(value, name))), None)
-    if place is not None:
-        return f"{place}: holds a NUL character, which the database cannot keep; send it again without"
-    if not known:
-        return f"companyid: {event.companyid} does not exist"
-    return no_command(event, actions)
-
-
-def no_command(event: Event, actions: Collection[str]) -> str | None:
-    """Why an event is no command, or None. actions: types of vendors that are commands, too"""
-    if not event.type.startswith(_FAMILY) and event.type not in actions:
-        # A row of it would never come back here: its type is the key by which rows are woken.
-        return f"type: {event.type} is no command; those begin with {_FAMILY}"
-    if event.data is None:
-        return "data: missing; a command carries its data as a JSON object"
-    if isinstance(event.data, dict) and any("." in name for name in event.data):
-        # Sealed, a dot means a member of a member: put back, it might fit, which as it was sent it does not.
-        return "data: a member's name has a dot in it; no command has such a member"
-    return None
-
-
-def _place_of_nul(value: Any, place: str) -> str | None:
-    """The path of the first value with one, or of the object whose member's name has one."""
-    members: Iterable[tuple[object, Any]]
-    match value:
-        case str():
-            return place if _NUL in value else None
-        case dict() if any(_NUL in name for name in value):
-            return place
-        case dict():
-            members = value.items()
-        case list():
-            members = enumerate(value)
-        case _:
-            return None
-    return next((at for name, one in members if (at := _place_of_nul(one, f"{place}.{name}"))), None)

@@ -183,7 +183,7 @@ def _check_rests(row: Mapping[str, Any]) -> None:
 
 def _personal(row: Mapping[str, Any], connection: Connection | None) -> Paths:
     if row["direction"] == "outbound":
-        from workers.router import PERSONAL
+        from workers.commands import PERSONAL
 
         return PERSONAL
     from adapters.registry import adapter

@@ -521,12 +521,17 @@ async def test_a_read_that_fails_can_be_tried_again(
 
 @EACH_COMMAND
 async def test_without_a_token_the_vendor_was_surely_not_told(
-    vendor: str, event_type: str, evidence: Evidence, world: World, session: TestSession
+    vendor: str,
+    event_type: str,
+    evidence: Evidence,
+    world: World,
+    session: TestSession,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def no_token() -> str:
         raise Transient(f"{vendor}: the login is away", code="503")
 
-    session.access_token = no_token  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "access_token", no_token)
     with pytest.raises(Transient) as caught:
         await adapters()[vendor].execute(session, command(event_type, evidence.commands[event_type], world))
     assert caught.value.code == NOT_SENT

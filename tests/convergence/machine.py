@@ -26,12 +26,12 @@ from store.seal import Cipher
 from topology.retry import POLICIES
 from workers import delivery_rows, inbound_rows
 from workers.decide import MAX_STARTS, decide, poison
-from workers.delivery import _ask_or_execute
 from workers.echo import is_echo, said_near, tells_more
 from workers.hints import in_doubt
 from workers.inbound import ECHO
 from workers.outcome import Done, Outcome, Skip
 from workers.pull import is_astray
+from workers.say import ask_or_execute
 
 from .model import COMPANY, CONNECTION, OPEN, Event, OwnWrite, Tables
 from .outside import CREATE, PROPERTY, ROOMS, Op, Outside, Told
@@ -403,7 +403,7 @@ class Machine(Outside):
             self.reached["call in doubt"] += 1
         try:
             delivery_rows.all_mapped(command)
-            reply = drive(_ask_or_execute(self._session(), work, command, repeat))  # type: ignore[arg-type]
+            reply = drive(ask_or_execute(self._session(), work, command, repeat))  # type: ignore[arg-type]
         except AdapterError as error:
             if isinstance(error, Unknown):
                 work.doubt = True

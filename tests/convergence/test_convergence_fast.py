@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[Any, str, Any]] = {
     "a key that forgets what changed": (webhook, "_key", _by_id_alone),
     "a merge that forgets the older commands": (AvailabilityUpdate, "over", lambda self, _older: self),
     "a look-up that finds nothing": (Beds24, "find", _finds_nothing),
-    "no look-up before a repeated call": (machine, "_ask_or_execute", _asks_nobody),
+    "no look-up before a repeated call": (machine, "ask_or_execute", _asks_nobody),
     "a doubt that is not remembered": (delivery_rows, "finish_row", _without_doubt),
     "an echo hides what others changed": (machine, "tells_more", _always(False)),
     "every state is an echo": (machine, "is_echo", _always(True)),

@@ -135,12 +135,12 @@ def seems_dead() -> None:
 
 def does_not_ask() -> None:
     """A call that may have been done is repeated without a look-up."""
-    from workers import delivery
+    from workers import say
 
     async def execute(session: Any, work: Any, command: Any, repeat: Any) -> Any:
         return await session.adapter.execute(session, command)
 
-    delivery._ask_or_execute = execute
+    say.ask_or_execute = execute
 
 
 def has_no_fence() -> None:

@@ -24,7 +24,7 @@ from store.outbound import insert_commands
 from tests.faults.oracle import Accepted, Said, Stay
 from tests.fleet import COMPANY
 from topology.declared import DEAD_LETTERS, EVENTS, dlq
-from workers.router import command_row
+from workers.commands import command_row
 
 if TYPE_CHECKING:
     from tests.faults.ground import Ground

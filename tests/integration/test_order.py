@@ -25,7 +25,7 @@ from store.pool import open_pool
 from tests.fleet import COMPANY, PROPERTY, ROOM, World, free_port
 from tests.integration.test_relay_rows import insert
 from topology.announce import WakeUp, announce
-from workers.router import command_row
+from workers.commands import command_row
 
 if TYPE_CHECKING:
     from store.pool import Pool

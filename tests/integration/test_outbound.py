@@ -572,8 +572,8 @@ async def test_older_availability_that_cannot_be_merged_fails_nobodys_claim(
     monkeypatch.setattr(AvailabilityUpdate, "over", over)
     world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1))
     for n in range(3):
-        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": "2027-05-01", "last": "2027-05-01"}]}
-        data["periods"][0]["available"] = n  # type: ignore[index]
+        periods = [{"first": "2027-05-01", "last": "2027-05-01", "available": n}]
+        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": periods}
         await core.publish("pms.availability.update", "RT1", COMPANY, data, f"a-{n}")
         await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=n + 1)
     await create(core, "B-1")

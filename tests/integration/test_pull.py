@@ -50,6 +50,12 @@ def asked(world: World) -> int:
     return sum(call.operation == "GET /bookings" for call in world.sim.account.calls)
 
 
+async def until_asked(world: World) -> None:
+    async with asyncio.timeout(20):
+        while asked(world) == 0:
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def pulling(
     world: World, sleep: Callable[[float], Any] = asyncio.sleep, tell: Callable[[Any], None] = lambda _: None
@@ -270,8 +276,7 @@ async def test_a_stop_in_the_middle_gives_the_connection_back(whole: World) -> N
     whole.sim.faults.add(Fault(FaultKind.SLOW, operation="GET /bookings", seconds=60))
     async with pulling(whole) as puller:
         task = asyncio.create_task(puller.run(await lease(whole)))
-        while asked(whole) == 0:
-            await asyncio.sleep(0.01)
+        await until_asked(whole)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -286,8 +291,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_is_away(whole: World, mo
     monkeypatch.setattr("workers.pull.LAST_WORD", 0.2)
     async with pulling(whole) as puller:
         task = asyncio.create_task(puller.run(await lease(whole)))
-        while asked(whole) == 0:
-            await asyncio.sleep(0.01)
+        await until_asked(whole)
 
         async def away(*_: Any, **__: Any) -> None:
             raise ConnectionRefusedError

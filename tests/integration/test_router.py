@@ -16,7 +16,7 @@ from schemas.ids import derived
 from simulators.core_pms import CorePms
 from store import outbound
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
-from workers.router import command_row
+from workers.commands import command_row
 
 CREATE = "pms.booking.create"
 STAY: dict[str, Any] = {

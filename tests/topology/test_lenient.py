@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -99,7 +100,7 @@ async def test_each_of_them_is_delivered_and_rejected_and_its_neighbours_go_on(
     lost: list[str] = []
     work, dead = Inbox(), Inbox()
     consumers = [
-        Consumer(amqp_url, queue, inbox, prefetch=5, name="test", on_lost=lambda queue=queue: lost.append(queue))  # type: ignore[misc]
+        Consumer(amqp_url, queue, inbox, prefetch=5, name="test", on_lost=partial(lost.append, queue))
         for queue, inbox in (("beds24.inbound", work), ("beds24.dlq", dead))
     ]
     for consumer in consumers:
