@@ -80,6 +80,13 @@ class Fault(StrEnum):
     BUG = "bug"  # ours
 
 
+class CallKind(StrEnum):
+    """What is asked of a vendor: vendors answer the one kind and not the other."""
+
+    READ = "read"  # what hints and pulls want to know, and whether a command was done
+    WRITE = "write"  # commands
+
+
 class LanePolicy(StrEnum):
     """What the commands behind a lane's head do while it is not finished."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from schemas.vocabulary import CallKind
+
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     import asyncpg
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("limits")
+
+Key = tuple[str, CallKind]  # of a circuit: the connection whose calls of that kind it stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,10 @@ OPENS = 5  # calls in a row that a vendor did not answer
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds for which a circuit is open
 
 
-async def circuits(connection: Connection, connection_ids: Sequence[str]) -> dict[str, Circuit]:
-    """Of these, the connections whose last calls were not answered."""
-    rows = await connection.fetch(_SQL["circuits"], connection_ids)
-    return {row["connection_id"]: Circuit(row["failures"], row["retry_at"]) for row in rows}
+async def circuits(connection: Connection, keys: Collection[Key]) -> dict[Key, Circuit]:
+    """Of these, those whose last calls were not answered."""
+    rows = await connection.fetch(_SQL["circuits"], *_columns(keys))
+    return {_key(row): Circuit(row["failures"], row["retry_at"]) for row in rows}
 
 
 async def budgets(connection: Connection, scopes: Mapping[str, str]) -> dict[str, Balance]:
@@ -74,14 +78,14 @@ async def budgets(connection: Connection, scopes: Mapping[str, str]) -> dict[str
 
 
 async def take_at_once(
-    connection: Connection, connection_ids: Sequence[str], costs: Mapping[str, float], needed: Mapping[str, float]
+    connection: Connection, keys: Collection[Key], costs: Mapping[str, float], needed: Mapping[str, float]
 ) -> bool:
-    """Whether these costs (by scope) were taken: no circuit counts against any of the connections, and each budget is known
-    and has what is needed. Else none is."""
+    """Whether these costs (by scope) were taken: none of these circuits counts a failure, and each budget is known and has
+    what is needed. Else none is."""
     scopes = list(costs)
     taken = await connection.execute(
         _SQL["take_at_once"],
-        connection_ids,
+        *_columns(keys),
         scopes,
         [costs[scope] for scope in scopes],
         [needed[scope] for scope in scopes],
@@ -103,24 +107,39 @@ async def spent(connection: Connection, calls: Mapping[str, Spent]) -> None:
         await connection.execute(_SQL["spent"], *(list(column) for column in zip(*rows, strict=True)))
 
 
-async def silent(connection: Connection, failures: Mapping[str, tuple[str, int]], probes: Sequence[str]) -> set[str]:
-    """failures: connection → (company, calls without answer); probes: of these, whose circuit was being tried.
+async def silent(connection: Connection, failures: Mapping[Key, tuple[str, int]], probes: Collection[Key]) -> set[Key]:
+    """failures: circuit → (company, calls without answer); probes: the circuits that were being tried.
 
-    returns  the connections whose circuit is open now
+    returns  those of them that are open now
     """
-    rows = [(id_, company, count) for id_, (company, count) in sorted(failures.items())]
-    if not rows:
+    if not failures:
         return set()
-    columns = (list(column) for column in zip(*rows, strict=True))
-    found = await connection.fetch(_SQL["silent"], *columns, OPENS, FIRST_PAUSE, LONGEST_PAUSE, probes)
-    return {row["connection_id"] for row in found if row["failures"] >= OPENS}
+    companies, counts = zip(*failures.values(), strict=True)
+    found = await connection.fetch(
+        _SQL["silent"],
+        *_columns(failures),
+        companies,
+        counts,
+        *(OPENS, FIRST_PAUSE, LONGEST_PAUSE),
+        *_columns(probes),
+    )
+    return {_key(row) for row in found if row["failures"] >= OPENS}
 
 
-async def heard(connection: Connection, connection_ids: Sequence[str]) -> None:
-    """Their vendors answered: their circuits are closed."""
-    if connection_ids:
-        await connection.execute(_SQL["heard"], connection_ids)
+async def heard(connection: Connection, keys: Collection[Key]) -> None:
+    """Their vendors answered: these circuits are closed."""
+    if keys:
+        await connection.execute(_SQL["heard"], *_columns(keys))
 
 
 async def open_circuits(connection: Connection) -> list[asyncpg.Record]:
-    return list(await connection.fetch(_SQL["open_circuits"], OPENS))
+    """Those that hold calls back. What waits for one tries it within one and a half pauses; the call takes some time, too."""
+    return list(await connection.fetch(_SQL["open_circuits"], OPENS, 2 * LONGEST_PAUSE))
+
+
+def _columns(keys: Collection[Key]) -> tuple[list[str], list[str]]:
+    return [connection_id for connection_id, _ in keys], [kind.value for _, kind in keys]
+
+
+def _key(row: asyncpg.Record) -> Key:
+    return row["connection_id"], CallKind(row["kind"])

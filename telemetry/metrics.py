@@ -19,7 +19,9 @@ VENDOR_REQUESTS = Histogram(
     "staybus_vendor_request_seconds", "Calls to vendors", ["vendor", "operation", "status"], buckets=_LONG
 )
 CIRCUIT = Gauge(
-    "staybus_circuit_state", "1 while nothing is tried because the vendor does not answer", ["vendor", "connection"]
+    "staybus_circuit_state",
+    "1 while no call of the kind is tried because the vendor does not answer",
+    ["vendor", "connection", "kind"],
 )
 RATE_BUDGET = Gauge("staybus_rate_budget_remaining", "Units left of a vendor's rate limit", ["vendor", "connection"])
 DEAD_LETTERS = Gauge("staybus_dead_letters", "Open dead letters", ["vendor", "owner", "operation"])

@@ -21,7 +21,7 @@ from adapters.errors import AdapterError, Misconfigured, RateLimited, Transient,
 from adapters.port import MARKER, Command, Repeat
 from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError, parse_command
-from schemas.vocabulary import EventStatus, Fault, LanePolicy, Owner
+from schemas.vocabulary import CallKind, EventStatus, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.dead_letters import behind_letters
 from store.gather import Gather
@@ -308,7 +308,8 @@ class DeliveryStage:
             raise AssertionError("a delivery without connection has its outcome already")
         manifest = self._sessions.adapter(work.known.connection.vendor).manifest
         urgent = manifest.commands[work.row.event_type].lane is LanePolicy.HOLD
-        return Call(work.known.connection, manifest.rate_limit, urgent)
+        looks_up = work.doubt and self._repeat(work) is not Repeat.ASK
+        return Call(work.known.connection, CallKind.WRITE, manifest.rate_limit, urgent, looks_up)
 
     async def _absorb(self, works: Sequence[Work]) -> None:
         """Older commands that wait in the lane go out with the newest."""
@@ -446,10 +447,15 @@ class DeliveryStage:
         return [None] * len(works)
 
     async def _note_calls(self, works: Sequence[Work]) -> None:
-        calls = [Ended(work.call, work.answered, work.budget) for work in works if work.call is not None]
+        calls = [
+            Ended(work.call, work.answered, work.budget, last=work.asked, looked_up=work.looked_up)
+            for work in works
+            if work.call is not None
+        ]
         if calls:
-            for connection_id in sorted(await outlast(lambda: self._governor.note(calls))):
-                _log.warning("circuit open: the vendor does not answer", extra=about(connection_id=connection_id))
+            for connection_id, kind in sorted(await outlast(lambda: self._governor.note(calls))):
+                told = about(connection_id=connection_id, kind=kind.value)
+                _log.warning("circuit open: the vendor does not answer", extra=told)
 
     async def _wake_next(self, lanes: Collection[str]) -> None:
         async def look() -> list[store.LaneHead]:

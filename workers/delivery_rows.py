@@ -13,7 +13,7 @@ import orjson
 from adapters.errors import Unmapped
 from adapters.port import Command, Reply
 from schemas.commands import BookingCreate
-from schemas.vocabulary import Result
+from schemas.vocabulary import CallKind, Result
 from store.outbound import DeliveryRow
 from store.results import CoreEventRow
 from store.settle import DeadLetterRow, FinishRow
@@ -55,6 +55,8 @@ class Work:
     until: float = inf  # by the loop's clock: all its calls end before its lease does
     older: list[tuple[UUID, CommandData]] = field(default_factory=list)  # that wait in the lane, the oldest first
     absorbed: list[UUID] = field(default_factory=list)  # those of them that the vendor has done
+    asked: CallKind = CallKind.WRITE  # of its vendor, last
+    looked_up: bool = False  # the vendor has told whether it was done
     existed: bool = False  # what it should make had an id at the connection already: nothing was sent
 
 

@@ -4,7 +4,8 @@ A call that may not is deferred, which is no attempt. Budget: what calls will co
 workers cannot spend the same units; what the vendor says of itself then corrects the number, less what it cannot know of
 yet: the calls that are under way. Circuit: after some calls in a row without an answer nothing is tried for a while, then
 one call of each process as a probe; a probe that fails is no attempt either, or an outage of an hour would use up the
-attempts of whatever came first.
+attempts of whatever came first. A connection has one for reads and one for writes: an answer to the one kind says nothing of
+the other. A command that looks up first needs both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.port import Repeat
-from schemas.vocabulary import Fault
+from schemas.vocabulary import CallKind, Fault
 from store import limits
 
 from .decide import SOONEST
@@ -36,12 +37,19 @@ SPREAD = 0.5  # what waits for a circuit comes back over this share of its pause
 
 @dataclass(slots=True)
 class Call:
-    """One call, or one piece of work of a few calls. urgent: it may use the reserve."""
+    """One call, or one piece of work of a few calls.
+
+    urgent    it may use the reserve
+    looks_up  it asks first whether it was done
+    probes    the open circuits that it tries
+    """
 
     connection: Connection
+    kind: CallKind
     limit: RateLimit
     urgent: bool
-    probe: bool = False
+    looks_up: bool = False
+    probes: frozenset[limits.Key] = frozenset()
 
     @property
     def scope(self) -> str:
@@ -51,15 +59,39 @@ class Call:
             f"{self.connection.vendor}:{account}" if account and self.limit.scope == "account" else self.connection.id
         )
 
+    @property
+    def circuits(self) -> set[limits.Key]:
+        """All of them must let it through."""
+        kinds = {self.kind, CallKind.READ} if self.looks_up else {self.kind}
+        return {(self.connection.id, kind) for kind in kinds}
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """answered: whether the vendor gave a sign of life; None: nothing was asked of it. events: that shared the call"""
+    """
+    answered   whether the vendor gave a sign of life when it was asked last; None: nothing was asked of it
+    events     that shared the call
+    last       what was asked last, where that is not what the call is for: a look-up
+    looked_up  a look-up was answered
+    """
 
     call: Call
     answered: bool | None
     budget: Budget | None
     events: int = 1
+    last: CallKind | None = None
+    looked_up: bool = False
+
+    @property
+    def circuit(self) -> limits.Key:
+        """Of which `answered` tells."""
+        return self.call.connection.id, self.last or self.call.kind
+
+    @property
+    def heard(self) -> set[limits.Key]:
+        """Circuits that have no reason to be open."""
+        looked_up = {(self.call.connection.id, CallKind.READ)} if self.looked_up else set()
+        return looked_up | {self.circuit} if self.answered else looked_up
 
 
 class Governor:
@@ -68,18 +100,18 @@ class Governor:
         self._pool = pool
         self._random = random
         self._now = now
-        self._probing: set[str] = set()
-        self._troubled: set[str] = set()  # connections that have a row in circuits
+        self._probing: set[limits.Key] = set()
+        self._troubled: set[limits.Key] = set()  # circuits that count failures
 
     async def admit(self, calls: Sequence[Call]) -> list[Defer | None]:
         """For each: None, it may go and must be given to `ended`, then to `note`; or until when not."""
-        asked = {call.connection.id for call in calls}
+        asked = {key for call in calls for key in call.circuits}
         if not calls or (asked.isdisjoint(self._troubled) and await self._take_at_once(calls)):
             return [None] * len(calls)
         try:
             async with self._pool.acquire() as database, database.transaction():
-                circuits = await limits.circuits(database, sorted(asked))
-                verdicts = [self._through_circuit(call, circuits.get(call.connection.id)) for call in calls]
+                circuits = await limits.circuits(database, asked)
+                verdicts = [self._through_circuits(call, circuits) for call in calls]
                 free = [n for n, verdict in enumerate(verdicts) if verdict is None]
                 scopes = {calls[n].scope: calls[n].connection.company_id for n in free}
                 balances = await limits.budgets(database, scopes) if scopes else {}
@@ -104,17 +136,16 @@ class Governor:
         for call in sorted(calls, key=lambda call: not call.urgent):
             needed[call.scope] = max(needed[call.scope], costs[call.scope] + _least(call))
             costs[call.scope] += call.limit.cost
-        connection_ids = list({call.connection.id for call in calls})
+        circuits = {key for call in calls for key in call.circuits}
         async with self._pool.acquire() as database:
-            return await limits.take_at_once(database, connection_ids, costs, needed)
+            return await limits.take_at_once(database, circuits, costs, needed)
 
     def ended(self, call: Call) -> None:
         """The call is over, whatever came of it."""
-        if call.probe:
-            self._probing.discard(call.connection.id)
+        self._probing -= call.probes
 
-    async def note(self, endings: Sequence[Ended]) -> set[str]:
-        """Writes what calls told of their vendors, all of it or nothing. returns the connections whose circuit is open now"""
+    async def note(self, endings: Sequence[Ended]) -> set[limits.Key]:
+        """Writes what calls told of their vendors, all of it or nothing. returns the circuits that are open now"""
         now = self._now()
         spent: dict[str, limits.Spent] = {}
         for ending in endings:
@@ -124,15 +155,15 @@ class Governor:
                 of.units += call.limit.cost
             if budget is not None and (of.left is None or budget.remaining < of.left[0]):
                 of.left = budget.remaining, now + _believed(budget, call.limit)
-        heard = {e.call.connection.id for e in endings if e.answered}
-        failed: dict[str, tuple[str, int]] = {}
+        heard = {key for e in endings for key in e.heard}
+        failed: dict[limits.Key, tuple[str, int]] = {}
         for ending in endings:
-            connection = ending.call.connection
-            if ending.answered is False and connection.id not in heard:
-                before = failed.get(connection.id, ("", 0))[1]
-                failed[connection.id] = connection.company_id, before + min(ending.events, MANY)
-        probes = sorted({e.call.connection.id for e in endings if e.call.probe})
-        healed = sorted(heard & self._troubled)
+            key = ending.circuit
+            if ending.answered is False and key not in heard:
+                before = failed.get(key, ("", 0))[1]
+                failed[key] = ending.call.connection.company_id, before + min(ending.events, MANY)
+        probes = {key for e in endings for key in e.call.probes}
+        healed = heard & self._troubled
         async with self._pool.acquire() as database:
             if not failed and not healed:
                 await limits.spent(database, spent)
@@ -146,23 +177,25 @@ class Governor:
         return opened
 
     def _not_a_probe(self, call: Call) -> None:
-        if call.probe:
-            self._probing.discard(call.connection.id)
-            call.probe = False
+        self._probing -= call.probes
+        call.probes = frozenset()
 
-    def _through_circuit(self, call: Call, circuit: limits.Circuit | None) -> Defer | None:
-        if circuit is None or circuit.failures < limits.OPENS:
+    def _through_circuits(self, call: Call, circuits: dict[limits.Key, limits.Circuit]) -> Defer | None:
+        needed = call.circuits
+        against = {key: c for key, c in circuits.items() if key in needed and c.failures >= limits.OPENS}
+        if not against:
             return None
-        now, id_ = self._now(), call.connection.id
-        if circuit.retry_at > now:
-            pause = (circuit.retry_at - now) * (1 + SPREAD * self._random())
-            return Defer(now + pause, f"circuit open: {circuit.failures} calls in a row were not answered")
-        if id_ in self._probing:
+        now = self._now()
+        (_, kind), last = max(against.items(), key=lambda item: item[1].retry_at)
+        if last.retry_at > now:
+            pause = (last.retry_at - now) * (1 + SPREAD * self._random())
+            return Defer(now + pause, f"circuit open: {last.failures} {kind}s in a row were not answered")
+        if against.keys() & self._probing:
             # A probe of a silent vendor takes as long as a call may: who comes back sooner comes back for nothing.
             pause = timedelta(seconds=limits.FIRST_PAUSE) * (1 + SPREAD * self._random())
             return Defer(now + pause, "circuit open: waits for the probe")
-        self._probing.add(id_)
-        call.probe = True
+        self._probing |= against.keys()
+        call.probes = frozenset(against)
         return None
 
     def _out_of_budget(
@@ -212,7 +245,7 @@ def uncounted(call: Call, outcome: Outcome, now: datetime, repeat: Repeat = Repe
         case Retry(fault=Fault.RATE_LIMITED, message=message, after=after):
             return Defer(now + timedelta(seconds=after), message)
         case Retry(fault=fault, message=message) | Park(fault=fault, message=message) if (
-            call.probe and fault in UNANSWERED
+            call.probes and fault in UNANSWERED
         ):
             return Defer(now + timedelta(seconds=limits.FIRST_PAUSE), f"circuit open, its probe failed: {message}")
         case _:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError, NoCredentials, Transient
 from adapters.port import Hint
-from schemas.vocabulary import EntityType, EventStatus, Fault
+from schemas.vocabulary import CallKind, EntityType, EventStatus, Fault
 from store import inbound as store
 from telemetry.logs import about
 
@@ -223,7 +223,7 @@ class Hints:
         if known is None:
             return
         session = self._sessions.open(known)
-        call = Call(known.connection, session.adapter.manifest.rate_limit, urgent=True)
+        call = Call(known.connection, CallKind.READ, session.adapter.manifest.rate_limit, urgent=True)
         refused = await self._refused(call)
         if refused is not None:
             for work in hints:
@@ -273,7 +273,8 @@ class Hints:
     async def _note(self, ending: Ended) -> None:
         if await self._governor.note([ending]):
             _log.warning(
-                "circuit open: the vendor does not answer", extra=about(connection_id=ending.call.connection.id)
+                "circuit open: the vendor does not answer",
+                extra=about(connection_id=ending.call.connection.id, kind=ending.call.kind.value),
             )
 
 

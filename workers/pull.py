@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import AdapterError, Misconfigured, Transient, Unsupported
 from adapters.port import Effects, Recorded
 from schemas.ids import uuid7
-from schemas.vocabulary import EntityType, Fault, Owner
+from schemas.vocabulary import CallKind, EntityType, Fault, Owner
 from store import pulls as store
 from store.inbound import SEALED_GUEST
 from store.ingest import fact_row, record_facts
@@ -239,7 +239,7 @@ class Puller:
             begun = False
             more = True
             while more:
-                call = Call(session.connection, session.adapter.manifest.rate_limit, urgent=False)
+                call = Call(session.connection, CallKind.READ, session.adapter.manifest.rate_limit, urgent=False)
                 while (waiting := await self._admit(call)) is not None:
                     self._tell(waiting)
                     if not begun:

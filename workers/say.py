@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import AdapterError
 from adapters.port import Command, Repeat, Reply
 from schemas.commands import InvalidCommandError
-from schemas.vocabulary import Fault
+from schemas.vocabulary import CallKind, Fault
 from telemetry.logs import about
 
 from .delivery_rows import Work, ids, made_before
@@ -74,10 +74,13 @@ async def _merged(work: Work, said: Sequence[tuple[UUID, CommandData]]) -> Comma
 
 async def ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:
     if work.doubt and repeat is not Repeat.ASK:
+        work.asked = CallKind.READ
         found = await session.adapter.find(session, command)
+        work.looked_up = True
         if found is not None:
             return found
         work.doubt = False  # the vendor says that it has not happened
+        work.asked = CallKind.WRITE
     known = made_before(command)
     if known is not None:
         work.existed = True

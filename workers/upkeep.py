@@ -42,7 +42,7 @@ class Upkeep:
         self._depths = depths
         self._pause = pause
         self._known_letters: set[tuple[str, str, str]] = set()
-        self._known_circuits: set[tuple[str, str]] = set()
+        self._known_circuits: set[tuple[str, str, str]] = set()
         self._renewing: dict[str, asyncio.Task[None]] = {}  # by connection
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,7 +76,7 @@ class Upkeep:
         for labels, count in now.items():
             metrics.DEAD_LETTERS.labels(*labels).set(count)
         self._known_letters |= now.keys()
-        opened = {(row["vendor"], row["connection_id"]) for row in circuits}
+        opened = {(row["vendor"], row["connection_id"], row["kind"]) for row in circuits}
         for circuit in self._known_circuits | opened:
             metrics.CIRCUIT.labels(*circuit).set(circuit in opened)
         self._known_circuits |= opened

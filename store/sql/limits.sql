@@ -1,5 +1,6 @@
 -- name: circuits
-SELECT connection_id, failures, retry_at FROM circuits WHERE connection_id = ANY ($1::text[])
+SELECT c.connection_id, c.kind, c.failures, c.retry_at
+FROM unnest($1::text[], $2::text[]) AS g (connection_id, kind) JOIN call_circuits c USING (connection_id, kind)
 
 -- name: begin_budgets
 -- A row for each scope, so that there is something to lock. It is over: it says nothing of what is left.
@@ -16,15 +17,16 @@ WHERE scope = ANY ($1::text[]) ORDER BY scope FOR UPDATE
 -- The usual case in one statement: takes all of these costs, or none of them. Rows are locked in the order of their names, and
 -- looked at again when the lock was waited for.
 WITH free AS MATERIALIZED (
-    SELECT b.scope, g.cost FROM unnest($2::text[], $3::float8[], $4::float8[]) AS g (scope, cost, needed)
+    SELECT b.scope, g.cost FROM unnest($3::text[], $4::float8[], $5::float8[]) AS g (scope, cost, needed)
     JOIN rate_budgets b USING (scope)
     WHERE b.resets_at > clock_timestamp() AND b.remaining - b.under_way >= g.needed
-      AND NOT EXISTS (SELECT FROM circuits WHERE connection_id = ANY ($1::text[]))
+      AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) AS k (connection_id, kind)
+                      JOIN call_circuits c USING (connection_id, kind))
     ORDER BY b.scope FOR UPDATE OF b
 )
 UPDATE rate_budgets b SET under_way = b.under_way + f.cost, updated_at = clock_timestamp()
 FROM free f
-WHERE b.scope = f.scope AND (SELECT count(*) FROM free) = cardinality($2::text[])
+WHERE b.scope = f.scope AND (SELECT count(*) FROM free) = cardinality($3::text[])
 
 -- name: take
 UPDATE rate_budgets b
@@ -54,29 +56,36 @@ FROM given g
 WHERE b.scope = g.scope
 
 -- name: silent
--- Connections whose vendor did not answer. Below $4 failures in a row the circuit is closed and each counts; from there on
--- it is open, and only the failure of a probe makes it stay so longer: $5 seconds, doubled each time, at most $6. Probes of
--- several processes at once are one.
-INSERT INTO circuits AS c (connection_id, company_id, failures, retry_at)
-SELECT connection_id, company_id, LEAST(failures, $4::int),
-       clock_timestamp() + make_interval(secs => CASE WHEN failures >= $4 THEN $5::float8 ELSE 0 END)
-FROM unnest($1::text[], $2::text[], $3::int[]) AS g (connection_id, company_id, failures)
-ORDER BY connection_id
-ON CONFLICT (connection_id) DO UPDATE
-SET failures = CASE WHEN c.failures < $4 THEN LEAST($4, c.failures + EXCLUDED.failures)
-                    WHEN c.connection_id = ANY ($7::text[]) AND c.retry_at <= clock_timestamp() THEN c.failures + 1
+-- Calls of these kinds ($1, $2) were not answered. Below $5 failures in a row the circuit is closed and each counts; from there
+-- on it is open, and only the failure of a probe ($8, $9) makes it stay so longer: $6 seconds, doubled each time, at most $7.
+-- Probes of several processes at once are one.
+WITH tried AS (
+    SELECT connection_id, kind FROM unnest($8::text[], $9::text[]) AS p (connection_id, kind)
+)
+INSERT INTO call_circuits AS c (connection_id, kind, company_id, failures, retry_at)
+SELECT connection_id, kind, company_id, LEAST(failures, $5::int),
+       clock_timestamp() + make_interval(secs => CASE WHEN failures >= $5 THEN $6::float8 ELSE 0 END)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::int[]) AS g (connection_id, kind, company_id, failures)
+ORDER BY connection_id, kind
+ON CONFLICT (connection_id, kind) DO UPDATE
+SET failures = CASE WHEN c.failures < $5 THEN LEAST($5, c.failures + EXCLUDED.failures)
+                    WHEN (c.connection_id, c.kind) IN (TABLE tried) AND c.retry_at <= clock_timestamp() THEN c.failures + 1
                     ELSE c.failures END,
-    retry_at = CASE WHEN c.failures + EXCLUDED.failures < $4 THEN c.retry_at
-                    WHEN c.failures < $4 OR (c.connection_id = ANY ($7::text[]) AND c.retry_at <= clock_timestamp())
+    retry_at = CASE WHEN c.failures + EXCLUDED.failures < $5 THEN c.retry_at
+                    WHEN c.failures < $5
+                      OR ((c.connection_id, c.kind) IN (TABLE tried) AND c.retry_at <= clock_timestamp())
                     THEN clock_timestamp() + make_interval(
-                        secs => LEAST($6::float8, $5 * 2 ^ LEAST(GREATEST(c.failures + 1 - $4, 0), 20)))
+                        secs => LEAST($7::float8, $6 * 2 ^ LEAST(GREATEST(c.failures + 1 - $5, 0), 20)))
                     ELSE c.retry_at END,
     updated_at = clock_timestamp()
-RETURNING connection_id, failures
+RETURNING connection_id, kind, failures
 
 -- name: heard
-DELETE FROM circuits WHERE connection_id = ANY ($1::text[])
+DELETE FROM call_circuits c USING unnest($1::text[], $2::text[]) AS g (connection_id, kind)
+WHERE c.connection_id = g.connection_id AND c.kind = g.kind
 
 -- name: open_circuits
-SELECT c.connection_id, k.vendor, c.failures, c.retry_at FROM circuits c JOIN connections k ON k.id = c.connection_id
-WHERE c.failures >= $1 AND k.status = 'active'
+-- One that has been due for longer than $2 seconds nobody waits for: the next call tries it.
+SELECT c.connection_id, c.kind, k.vendor, c.failures, c.retry_at
+FROM call_circuits c JOIN connections k ON k.id = c.connection_id
+WHERE c.failures >= $1 AND c.retry_at > clock_timestamp() - make_interval(secs => $2) AND k.status = 'active'

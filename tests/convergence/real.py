@@ -84,7 +84,7 @@ _A_MINUTE_PASSES = (
     " WHERE company_id = $1 AND status = 'received' AND published_at < clock_timestamp() - interval '3 s'",
     "UPDATE channel_events SET next_attempt_at = clock_timestamp()"
     " WHERE company_id = $1 AND status = 'retrying' AND next_attempt_at > clock_timestamp() + interval '3 s'",
-    "UPDATE circuits SET retry_at = clock_timestamp() WHERE company_id = $1",
+    "UPDATE call_circuits SET retry_at = clock_timestamp() WHERE company_id = $1",
     "UPDATE pulls SET lease_until = NULL, not_before = NULL WHERE company_id = $1",
 )
 

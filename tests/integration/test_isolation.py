@@ -20,6 +20,7 @@ from adapters.registry import adapters
 from bench.vendors import copies
 from ops.parts import declared
 from schemas.connection import Connection
+from schemas.vocabulary import CallKind
 from simulators.beds24.app import Beds24, create_app
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Account
@@ -193,14 +194,14 @@ async def attempts(world: World) -> int:
     return int(await world.db.fetchval("SELECT count(*) FROM event_attempts"))
 
 
-async def opened(world: World) -> None:
-    await world.until("SELECT count(*) FROM circuits WHERE failures >= $1", limits.OPENS, equals=1)
+async def opened(world: World, kind: CallKind) -> None:
+    await world.until("SELECT failures >= $1 FROM call_circuits WHERE kind = $2", limits.OPENS, kind.value)
 
 
-async def probed(world: World, times: int) -> None:
+async def probed(world: World, kind: CallKind, times: int) -> None:
     """The circuit was tried so many times more, in vain."""
-    before = await world.db.fetchval("SELECT failures FROM circuits")
-    await world.until("SELECT failures >= $1 FROM circuits", before + times)
+    before = await world.db.fetchval("SELECT failures FROM call_circuits WHERE kind = $1", kind.value)
+    await world.until("SELECT failures >= $1 FROM call_circuits WHERE kind = $2", before + times, kind.value)
 
 
 # ------------------------------------------------------------------------------------------------ vendors and connections
@@ -260,18 +261,93 @@ async def test_an_outage_costs_no_attempts_once_the_circuit_is_open(
     one.sim.faults.add(Fault(kind, operation=POST, count=None, close=True))
     one.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=READ, count=None))
     await one.create(core, 40, first=1)
-    await opened(world)
+    await opened(world, CallKind.WRITE)
     await world.until("SELECT count(*) FROM channel_events WHERE status = 'received'", equals=0)
-    await probed(world, 1)  # what was under way when it opened is over
+    await probed(world, CallKind.WRITE, 1)  # what was under way when it opened is over
     spent = await attempts(world)
-    await probed(world, 5)
+    await probed(world, CallKind.WRITE, 5)
     assert await attempts(world) == spent
     assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
     assert await world.db.fetchval("SELECT max(attempts) FROM channel_events WHERE connection_id = 'one'") <= 2
     one.sim.faults.clear()
     await one.settled("outbound", 41)
     assert one.made() == 41
-    assert await world.db.fetchval("SELECT count(*) FROM circuits") == 0
+    await world.until("SELECT count(*) FROM call_circuits", equals=0)
+
+
+@pytest.mark.usefixtures("quick_circuits")
+async def test_reads_that_are_answered_cost_commands_no_attempts(world: World, one: Client, core: CorePms) -> None:
+    """Of an outage of writes alone: hints go on meanwhile, and afterwards each command is done, once."""
+    told = 0
+
+    async def hints(count: int) -> None:
+        nonlocal told
+        for _ in range(count):  # one by one: each is a read that is answered
+            await one.hint(*one.book(1))
+            told += 1
+            await one.settled("inbound", told)
+
+    await world.start()
+    await one.create(core, 1)  # has a token now
+    await one.settled("outbound", 1)
+    one.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=POST, count=None))
+    await one.create(core, 40, first=1)
+    await hints(3)
+    await opened(world, CallKind.WRITE)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'received'", equals=0)
+    await probed(world, CallKind.WRITE, 1)  # what was under way when it opened is over
+    spent = await attempts(world)
+    for _ in range(5):
+        await hints(2)
+        await probed(world, CallKind.WRITE, 1)
+    assert await attempts(world) == spent
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert await world.db.fetchval("SELECT count(*) FROM call_circuits WHERE kind = 'read'") == 0
+    one.sim.faults.clear()
+    await one.settled("outbound", 41)
+    assert one.made() == 41 + told
+    await world.until("SELECT count(*) FROM call_circuits", equals=0)
+
+
+@pytest.mark.usefixtures("quick_circuits")
+async def test_commands_that_are_answered_cost_a_look_up_no_attempts(world: World, one: Client, core: CorePms) -> None:
+    """Of an outage of reads alone: what must be looked up waits for it, and other commands go on."""
+    await world.start()
+    await one.create(core, 1)  # has a token now
+    await one.settled("outbound", 1)
+    one.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=READ, count=None))
+    await one.hint(*one.book(10))
+    await opened(world, CallKind.READ)
+    one.sim.faults.add(Fault(FaultKind.TIMEOUT_AFTER_COMMIT, operation=POST, close=True))
+    await one.create(core, 1, first=1)
+    await world.until(
+        "SELECT count(*) FROM event_attempts a JOIN channel_events e ON e.id = a.event_id"
+        " WHERE e.direction = 'outbound'",
+        equals=1,
+    )
+    for n in range(2, 12):
+        await one.create(core, 1, first=n)
+        await one.settled("outbound", n)
+    await probed(world, CallKind.READ, 5)
+    assert await world.db.fetchval("SELECT max(attempts) FROM channel_events WHERE direction = 'outbound'") <= 1
+    one.sim.faults.clear()
+    await one.settled("outbound", 12)
+    assert one.made() == 12 + 10
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters WHERE operation LIKE 'pms.%'") == 0
+
+
+@pytest.mark.usefixtures("quick_circuits")
+async def test_what_a_look_up_finds_done_closes_no_circuit_of_writes(world: World, one: Client, core: CorePms) -> None:
+    """The vendor does what it is told and does not say so: only by look-ups is anything known to be done."""
+    await world.start()
+    await one.create(core, 1)  # has a token now
+    await one.settled("outbound", 1)
+    one.sim.faults.add(Fault(FaultKind.TIMEOUT_AFTER_COMMIT, operation=POST, count=None, close=True))
+    await one.create(core, 12, first=1)
+    await one.settled("outbound", 13)
+    assert one.made() == 13
+    assert await world.db.fetchval("SELECT failures FROM call_circuits WHERE kind = 'write'") >= limits.OPENS
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
 @pytest.mark.usefixtures("quick_circuits")
@@ -280,10 +356,10 @@ async def test_an_outage_costs_hints_no_more_than_commands(world: World, one: Cl
     one.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=READ, count=None))
     await world.start("ingress", "inbound", "scheduler")
     await one.hint(*bookings)
-    await opened(world)
-    await probed(world, 1)
+    await opened(world, CallKind.READ)
+    await probed(world, CallKind.READ, 1)
     spent = await attempts(world)
-    await probed(world, 5)
+    await probed(world, CallKind.READ, 5)
     assert await attempts(world) == spent
     assert await world.db.fetchval("SELECT count(*) FROM dead_letters WHERE connection_id = 'one'") <= 2
     one.sim.faults.clear()
@@ -297,7 +373,7 @@ async def test_a_refusal_is_an_answer(world: World, one: Client, core: CorePms) 
     await world.start()
     await one.create(core, 10)
     await world.until("SELECT count(*) FROM dead_letters", equals=10)
-    assert await world.db.fetchval("SELECT count(*) FROM circuits") == 0
+    assert await world.db.fetchval("SELECT count(*) FROM call_circuits") == 0
 
 
 # ------------------------------------------------------------------------------------------------ the window

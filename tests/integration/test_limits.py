@@ -15,17 +15,21 @@ import pytest
 
 from adapters.port import Budget, RateLimit
 from schemas.connection import Connection
+from schemas.vocabulary import CallKind
 from store import connections, limits
 from store.pool import open_pool
+from telemetry import metrics
 from workers.decide import SOONEST
 from workers.governor import SPREAD, Call, Ended, Governor
 from workers.outcome import Defer
+from workers.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from store.pool import Pool
 
 LIMIT = RateLimit(units=10, per=timedelta(minutes=5), scope="account", reserve=3)
 ROOMY = RateLimit(units=1000, per=timedelta(minutes=5), scope="account", reserve=0)
+READ, WRITE = CallKind.READ, CallKind.WRITE
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Ground:
         """One process's; share: the random number."""
         return Governor(self.pool, random=lambda: share, now=self.clock)
 
-    async def note(self, governor: Governor, *endings: Ended) -> set[str]:
+    async def note(self, governor: Governor, *endings: Ended) -> set[limits.Key]:
         for ending in endings:
             governor.ended(ending.call)
         return await governor.note(endings)
@@ -66,34 +70,48 @@ class Ground:
         (verdict,) = await governor.admit([call])
         return verdict
 
-    async def fail(self, governor: Governor, times: int = 1, id_: str = "c1") -> set[str]:
-        opened: set[str] = set()
+    async def fail(
+        self, governor: Governor, times: int = 1, id_: str = "c1", kind: CallKind = WRITE
+    ) -> set[limits.Key]:
+        opened: set[limits.Key] = set()
         for _ in range(times):
-            call = of(id_, limit=ROOMY)
+            call = of(id_, kind=kind, limit=ROOMY)
             assert await self.one(governor, call) is None
             opened = await self.note(governor, Ended(call, False, None))
         return opened
 
-    async def failures(self, id_: str = "c1") -> int | None:
-        return await self.db.fetchval("SELECT failures FROM circuits WHERE connection_id = $1", id_)
+    async def failures(self, id_: str = "c1", kind: CallKind = WRITE) -> int | None:
+        return await self.db.fetchval(
+            "SELECT failures FROM call_circuits WHERE connection_id = $1 AND kind = $2", id_, kind.value
+        )
 
     async def pause(self, id_: str = "c1") -> float:
         """Seconds for which the circuit is open from its last failure on."""
         return float(
             await self.db.fetchval(
-                "SELECT extract(epoch FROM retry_at - updated_at)::float8 FROM circuits WHERE connection_id = $1", id_
+                "SELECT extract(epoch FROM retry_at - updated_at)::float8 FROM call_circuits WHERE connection_id = $1",
+                id_,
             )
         )
 
     async def over(self, id_: str = "c1") -> None:
         """The pause is over."""
         await self.db.execute(
-            "UPDATE circuits SET retry_at = clock_timestamp() - interval '1 s' WHERE connection_id = $1", id_
+            "UPDATE call_circuits SET retry_at = clock_timestamp() - interval '1 s' WHERE connection_id = $1", id_
         )
 
 
-def of(id_: str = "c1", *, urgent: bool = True, account: str | None = None, limit: RateLimit = LIMIT) -> Call:
-    return Call(Connection(id_, "acme", "beds24", id_, external_account_id=account), limit, urgent)
+def of(
+    id_: str = "c1",
+    *,
+    kind: CallKind = WRITE,
+    urgent: bool = True,
+    account: str | None = None,
+    limit: RateLimit = LIMIT,
+    looks_up: bool = False,
+) -> Call:
+    at = Connection(id_, "acme", "beds24", id_, external_account_id=account)
+    return Call(at, kind, limit, urgent, looks_up)
 
 
 @pytest.fixture
@@ -255,7 +273,7 @@ async def test_five_calls_in_a_row_without_an_answer_open_it_whoever_made_them(g
     assert await ground.fail(one, 2) == set()
     assert await ground.fail(other, 2) == set()
     assert await ground.one(one, of()) is None
-    assert await ground.fail(one) == {"c1"}
+    assert await ground.fail(one) == {("c1", WRITE)}
     for governor in (one, other):
         refused = await ground.one(governor, of())
         assert refused is not None
@@ -285,7 +303,7 @@ async def test_one_answer_in_a_batch_says_that_the_vendor_lives(ground: Ground) 
 
 async def test_two_calls_for_many_events_open_it_before_those_have_no_attempt_left(ground: Ground) -> None:
     governor = ground.governor()
-    for expected in (set[str](), {"c1"}):
+    for expected in (set[limits.Key](), {("c1", WRITE)}):
         call = of()
         assert await ground.one(governor, call) is None
         assert await ground.note(governor, Ended(call, False, None, events=50)) == expected
@@ -303,7 +321,7 @@ async def test_what_nobody_asked_says_nothing(ground: Ground) -> None:
 
 async def test_what_waits_for_it_comes_back_spread_out_and_never_early(ground: Ground) -> None:
     await ground.fail(ground.governor(), 5)
-    retry_at = await ground.db.fetchval("SELECT retry_at FROM circuits")
+    retry_at = await ground.db.fetchval("SELECT retry_at FROM call_circuits")
     early, late = await ground.one(ground.governor(0.0), of()), await ground.one(ground.governor(1.0), of())
     assert early is not None
     assert late is not None
@@ -318,7 +336,7 @@ async def test_after_its_pause_one_call_of_each_process_tries(ground: Ground) ->
     calls = [of() for _ in range(3)]
     verdicts = await one.admit(calls)
     assert [verdict is None for verdict in verdicts] == [True, False, False]
-    assert [call.probe for call in calls] == [True, False, False]
+    assert [bool(call.probes) for call in calls] == [True, False, False]
     assert await ground.one(one, of()) is not None
     assert await ground.one(other, of()) is None
     one.ended(calls[0])
@@ -330,7 +348,7 @@ async def test_a_probe_that_fails_doubles_the_pause_up_to_a_cap(ground: Ground) 
     await ground.fail(governor, 5)
     for pause in (20, 40, 80, 160, 300, 300):
         await ground.over()
-        assert await ground.fail(governor) == {"c1"}
+        assert await ground.fail(governor) == {("c1", WRITE)}
         assert await ground.pause() == pytest.approx(pause, abs=0.5)
 
 
@@ -353,9 +371,9 @@ async def test_what_was_sent_before_it_opened_and_fails_later_changes_nothing(gr
     early = [of() for _ in range(4)]
     await governor.admit(early)
     await ground.fail(governor, 5)
-    before = await ground.db.fetchval("SELECT retry_at FROM circuits")
+    before = await ground.db.fetchval("SELECT retry_at FROM call_circuits")
     await ground.note(governor, *(Ended(call, False, None) for call in early))
-    assert await ground.db.fetchval("SELECT retry_at FROM circuits") == before
+    assert await ground.db.fetchval("SELECT retry_at FROM call_circuits") == before
     assert await ground.failures() == 5
 
 
@@ -389,7 +407,7 @@ async def test_a_circuit_closes_though_what_was_heard_could_not_be_written_at_fi
     assert await ground.one(governor, call) is None
     governor.ended(call)
     ending = Ended(call, True, Budget(7.0, 200.0))
-    async with ground.without("circuits"):
+    async with ground.without("call_circuits"):
         with pytest.raises(asyncpg.UndefinedTableError):
             await governor.note([ending])
     assert await ground.failures() == 4
@@ -404,7 +422,7 @@ async def test_what_was_written_by_half_is_not_written_and_counts_once(ground: G
     await governor.admit(calls)
     silent = [Ended(call, False, None) for call in calls[:3]]
     never_made = Ended(calls[3], None, None)
-    async with ground.without("circuits"):
+    async with ground.without("call_circuits"):
         with pytest.raises(asyncpg.UndefinedTableError):
             await governor.note([*silent, never_made])
     assert tuple(await ground.db.fetchrow("SELECT remaining, under_way FROM rate_budgets")) == (10, 4)
@@ -422,20 +440,20 @@ async def test_a_process_whose_admission_failed_may_still_try(ground: Ground, da
     async with ground.without("rate_budgets"):
         with pytest.raises(asyncpg.UndefinedTableError):
             await governor.admit([call])
-    assert not call.probe
+    assert not call.probes
     assert await ground.one(governor, call) is None
-    assert call.probe
+    assert call.probes
 
 
 async def test_the_usual_case_is_one_statement_and_takes_all_or_nothing(ground: Ground) -> None:
     """Looked at where the two ways could differ: some of the calls may go, and others not."""
     await ground.one(ground.governor(), of(account="1"))  # both budgets are known then: 9 of 10 are left
     await ground.one(ground.governor(), of("c2"))
-    costs, connection_ids = {"beds24:1": 2.0, "c2": 3.0}, ["c1", "c2"]
+    costs, circuits = {"beds24:1": 2.0, "c2": 3.0}, [("c1", WRITE), ("c2", WRITE)]
 
     async def take(needed: dict[str, float]) -> bool:
         async with ground.pool.acquire() as database:
-            return await limits.take_at_once(database, connection_ids, costs, needed)
+            return await limits.take_at_once(database, circuits, costs, needed)
 
     async def taken() -> dict[str, float]:
         return dict(await ground.db.fetch("SELECT scope, under_way FROM rate_budgets"))
@@ -444,9 +462,13 @@ async def test_the_usual_case_is_one_statement_and_takes_all_or_nothing(ground: 
     assert await taken() == {"beds24:1": 1.0, "c2": 1.0}
     assert await take({"beds24:1": 9.0, "c2": 9.0})
     assert await taken() == {"beds24:1": 3.0, "c2": 4.0}
+    await ground.fail(ground.governor(), 1, "c2", READ)
+    assert await take({"beds24:1": 1.0, "c2": 1.0})  # a circuit of the other kind stops none of them
+    await ground.db.execute("UPDATE rate_budgets SET under_way = 3 WHERE scope = 'beds24:1'")
+    await ground.db.execute("UPDATE rate_budgets SET under_way = 4 WHERE scope = 'c2'")
     await ground.fail(ground.governor(), 1, "c2")
     assert not await take({"beds24:1": 1.0, "c2": 1.0})
-    await ground.db.execute("DELETE FROM circuits")
+    await ground.db.execute("DELETE FROM call_circuits")
     await ground.db.execute("UPDATE rate_budgets SET resets_at = clock_timestamp() WHERE scope = 'c2'")
     assert not await take({"beds24:1": 1.0, "c2": 1.0})
     assert (await taken())["beds24:1"] == 3.0
@@ -474,4 +496,131 @@ async def test_open_circuits_are_listed_with_their_vendor(ground: Ground) -> Non
     await ground.fail(ground.governor(), 4, "c2")
     async with ground.pool.acquire() as database:
         (row,) = await limits.open_circuits(database)
-    assert (row["connection_id"], row["vendor"], row["failures"]) == ("c1", "beds24", 5)
+        assert (row["connection_id"], row["kind"], row["vendor"], row["failures"]) == ("c1", "write", "beds24", 5)
+        await ground.over()
+        assert len(await limits.open_circuits(database)) == 1
+        await ground.db.execute(
+            "UPDATE call_circuits SET retry_at = retry_at - make_interval(secs => $1)", 2 * limits.LONGEST_PAUSE
+        )
+        assert await limits.open_circuits(database) == []  # nobody waits for it: it holds nothing back
+
+
+async def test_the_gauge_tells_which_kind_is_held_back_and_that_it_no_longer_is(ground: Ground) -> None:
+    upkeep = Upkeep(ground.pool, None, None, None)  # type: ignore[arg-type] - it asks nothing but the database here
+
+    async def gauged(kind: CallKind) -> float:
+        await upkeep.gauge()
+        return metrics.CIRCUIT.labels("beds24", "c1", kind.value)._value.get()
+
+    await ground.fail(ground.governor(), 5)
+    assert [await gauged(WRITE), await gauged(READ)] == [1, 0]
+    await ground.db.execute("DELETE FROM call_circuits")
+    assert await gauged(WRITE) == 0
+
+
+# ------------------------------------------------------------------------------------------------ reads and writes
+
+
+@pytest.mark.parametrize(("silent", "answers"), [(WRITE, READ), (READ, WRITE)])
+async def test_answers_of_one_kind_keep_no_circuit_of_the_other_closed(
+    ground: Ground, silent: CallKind, answers: CallKind
+) -> None:
+    governor = ground.governor()
+
+    async def one_is_answered() -> None:
+        call = of(kind=answers, limit=ROOMY)
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, True, None))
+
+    for _ in range(4):
+        await ground.fail(governor, kind=silent)
+        await one_is_answered()
+    assert await ground.fail(governor, kind=silent) == {("c1", silent)}
+    for _ in range(3):  # answers do not heal it, neither while it is open nor while it is being tried
+        await one_is_answered()
+        refused = await ground.one(governor, of(kind=silent))
+        assert refused is not None
+        assert f"5 {silent}s in a row were not answered" in refused.message
+    await ground.over()
+    probe = of(kind=silent)
+    assert await ground.one(governor, probe) is None
+    await one_is_answered()
+    await ground.note(governor, Ended(probe, True, None))
+    assert await ground.failures(kind=silent) is None
+
+
+async def test_a_vendor_that_is_away_is_left_alone_by_both_kinds_each_at_its_own_pace(ground: Ground) -> None:
+    governor = ground.governor()
+    for _ in range(5):
+        await ground.fail(governor, kind=READ)
+        await ground.fail(governor, kind=WRITE)
+    assert [await ground.one(governor, of(kind=kind)) is None for kind in CallKind] == [False, False]
+    await ground.over()
+    probes = [of(kind=kind) for kind in CallKind]
+    assert await governor.admit(probes) == [None, None]  # neither waits for the other's
+    await ground.note(governor, *(Ended(probe, False, None) for probe in probes))
+    assert [await ground.failures(kind=kind) for kind in CallKind] == [6, 6]
+
+
+@pytest.mark.parametrize("against", [READ, WRITE])
+async def test_what_looks_up_first_waits_for_either_circuit(ground: Ground, against: CallKind) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, 5, kind=against)
+    assert await ground.one(governor, of(looks_up=True)) is not None
+    await ground.over()
+    probe = of(looks_up=True)
+    assert await ground.one(governor, probe) is None
+    assert probe.probes == {("c1", against)}
+    waits = await ground.one(governor, of(kind=against))
+    assert waits is not None
+    assert "probe" in waits.message
+    governor.ended(probe)
+    assert await ground.one(governor, of(kind=against)) is None
+
+
+async def test_what_looks_up_first_waits_for_the_longer_pause_and_tries_both(ground: Ground) -> None:
+    governor = ground.governor()
+    for kind in CallKind:
+        await ground.fail(governor, 5, kind=kind)
+    await ground.db.execute("UPDATE call_circuits SET retry_at = clock_timestamp() WHERE kind = 'read'")
+    waits = await ground.one(governor, of(looks_up=True))
+    assert waits is not None
+    assert "5 writes" in waits.message
+    await ground.over()
+    probe = of(looks_up=True)
+    assert await ground.one(governor, probe) is None
+    assert probe.probes == {("c1", READ), ("c1", WRITE)}
+
+
+async def test_a_look_up_speaks_for_reads_and_what_came_after_it_for_writes(ground: Ground) -> None:
+    governor = ground.governor()
+
+    async def failures() -> list[int | None]:
+        return [await ground.failures(kind=kind) for kind in (READ, WRITE)]
+
+    async def ends(answered: bool, last: CallKind, *, looked_up: bool) -> None:
+        call = of(looks_up=True, limit=ROOMY)
+        assert await ground.one(governor, call) is None
+        await ground.note(governor, Ended(call, answered, None, last=last, looked_up=looked_up))
+
+    await ends(False, READ, looked_up=False)
+    assert await failures() == [1, None]
+    await ends(False, WRITE, looked_up=True)
+    assert await failures() == [None, 1]
+    await ends(False, READ, looked_up=False)
+    assert await failures() == [1, 1]
+    await ends(True, READ, looked_up=True)  # what it meant was done before: that tells nothing of the next command
+    assert await failures() == [None, 1]
+    await ends(True, WRITE, looked_up=True)
+    assert await failures() == [None, None]
+
+
+async def test_a_look_up_that_fails_keeps_no_circuit_of_writes_open_for_longer(ground: Ground) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, 5)
+    await ground.over()
+    probe = of(looks_up=True)
+    assert await ground.one(governor, probe) is None
+    assert await ground.note(governor, Ended(probe, False, None, last=READ)) == set()
+    assert await ground.failures() == 5
+    assert await ground.one(governor, of()) is None  # the next one tries

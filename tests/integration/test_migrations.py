@@ -102,6 +102,34 @@ async def test_a_release_back_and_forth_keeps_what_was_recorded(empty_url: str) 
     await owner.close()
 
 
+async def test_an_open_circuit_is_one_of_both_kinds_and_the_version_before_may_go_on(empty_url: str) -> None:
+    """From 0008 to 0009 and back, with processes of 0008 that are not restarted yet."""
+    await migrate.upgrade(empty_url, "0008")
+    owner = await asyncpg.connect(empty_url)
+    await owner.execute("INSERT INTO companies (id, name, data_key) VALUES ('acme', 'Acme', '')")
+    for id_ in ("silent", "mute"):
+        await owner.execute(
+            "INSERT INTO connections (id, company_id, vendor, name) VALUES ($1, 'acme', 'beds24', $1)", id_
+        )
+    fails = (
+        "INSERT INTO circuits AS c (connection_id, company_id, failures, retry_at) VALUES ($1, 'acme', 7, now())"
+        " ON CONFLICT (connection_id) DO UPDATE SET failures = c.failures + 1"
+    )
+    await owner.execute(fails, "silent")
+    await migrate.upgrade(empty_url, "0009")
+    rows = "SELECT connection_id, kind, failures FROM call_circuits ORDER BY 1, 2"
+    assert await owner.fetch(rows) == [("silent", "read", 7), ("silent", "write", 7)]
+    for id_ in ("silent", "mute"):
+        await owner.execute(fails, id_)
+    await owner.execute("UPDATE call_circuits SET failures = 9 WHERE kind = 'write'")
+    await owner.execute("INSERT INTO call_circuits VALUES ('mute', 'write', 'acme', 5, now())")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await owner.execute("INSERT INTO call_circuits VALUES ('mute', 'glance', 'acme', 5, now())")
+    await migrate.downgrade(empty_url, "0008")  # who answers one kind has no circuit there
+    assert await owner.fetch("SELECT connection_id, failures FROM circuits") == [("silent", 7)]
+    await owner.close()
+
+
 async def test_every_tenant_table_has_row_level_security(empty_url: str) -> None:
     await migrate.upgrade(empty_url)
     found = await catalogue(empty_url)

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.port import Effects, RateLimit, Repeat
 from schemas.connection import Connection
-from schemas.vocabulary import Fault, Owner
+from schemas.vocabulary import CallKind, Fault, Owner
 from store import limits
 from workers.governor import Call, answered, uncounted
 from workers.outcome import Defer, Done, Outcome, Park, Retry, Skip
@@ -19,7 +19,9 @@ LIMIT = RateLimit(units=100, per=timedelta(minutes=5), scope="account", reserve=
 
 
 def call(*, probe: bool = False, account: str | None = None, limit: RateLimit = LIMIT, id_: str = "c1") -> Call:
-    return Call(Connection(id_, "acme", "beds24", "Acme", external_account_id=account), limit, True, probe)
+    at = Connection(id_, "acme", "beds24", "Acme", external_account_id=account)
+    probes = frozenset({(id_, CallKind.WRITE)}) if probe else frozenset[tuple[str, CallKind]]()
+    return Call(at, CallKind.WRITE, limit, True, probes=probes)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
