@@ -19,6 +19,7 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import asyncpg
 import orjson
@@ -192,7 +193,7 @@ async def deliver(place: Place, spent: Spent) -> int:
     """Outbound worker, without the vendor's call and what it is held back by: claim, look up, note; then the settling."""
     batch, place.routed = place.routed[:100], place.routed[100:]
     with spent.timing():
-        claimed = await outbound.claim(place.db, batch, "bench", 120.0)
+        claimed = await outbound.claim(place.db, batch, "bench", 120.0, uuid4())
     wanted = [(row.connection_id, "reservation", row.entity_internal_id) for row in claimed]
     notes = [(row.id, row.company_id, row.connection_id, None, f"staybus:{row.id}", "{}") for row in claimed]
     with spent.timing():
@@ -200,7 +201,7 @@ async def deliver(place: Place, spent: Spent) -> int:
         await outbound.note_own_writes(place.db, notes)
     succeeded = [_succeeded(row, external[key]) for row, key in zip(claimed, wanted, strict=True)]
     with spent.timing():
-        _, kept = await outbound.succeed(place.db, succeeded, "bench")
+        _, kept = await outbound.succeed(place.db, succeeded)
         await outbound.lane_heads(place.db, [row.lane for row in claimed if row.lane])
         if kept is not None:
             await results.told(place.db, [kept.id])
@@ -301,8 +302,8 @@ def _succeeded(row: outbound.Claimed, external_id: str) -> outbound.DeliveryRow:
         subject=row.entity_internal_id, command_type=row.event_type, cause_id=row.id, trace=None,
     )  # fmt: skip
     return outbound.DeliveryRow(
-        row.id, row.attempts, datetime.now(UTC), external_id, row.entity_internal_id, row.entity_type, row.payload,
-        '{"success": true}', told,
+        row.id, row.attempts, row.lease_token, datetime.now(UTC), external_id, row.entity_internal_id, row.entity_type,
+        row.payload, '{"success": true}', told,
     )  # fmt: skip
 
 

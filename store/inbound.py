@@ -110,10 +110,13 @@ async def start_alone(connection: Connection, id_: UUID) -> int | None:
 
 
 async def lease(
-    connection: Connection, ids: Sequence[UUID], worker: str, seconds: float, starts: int
+    connection: Connection, ids: Sequence[UUID], worker: str, seconds: float, starts: int, token: UUID
 ) -> dict[UUID, int]:
-    """Those that nobody else has, with how often they were started without an answer, this time included."""
-    rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts)
+    """Those that nobody else has, with how often they were started without an answer, this time included.
+
+    token: of these leases alone. With the same one it may be repeated when its answer was lost.
+    """
+    rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts, token)
     return {row["id"]: row["starts"] for row in rows}
 
 

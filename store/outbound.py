@@ -82,6 +82,7 @@ class Claimed:
     error_class: str | None
     lane: str | None
     lane_policy: str | None
+    lease_token: UUID
     overlay: str | None
 
 
@@ -89,7 +90,8 @@ class Claimed:
 class DeliveryRow:
     """A delivery that its vendor has done.
 
-    attempts           as claimed: the fencing token
+    attempts           as claimed
+    lease_token        as claimed
     external_id        the vendor's name for what the core calls internal_id; None: it gave none
     request, response  what was said, as JSON without personal data
     result             what others hear of it
@@ -97,6 +99,7 @@ class DeliveryRow:
 
     id: UUID
     attempts: int
+    lease_token: UUID
     started_at: datetime
     external_id: str | None
     internal_id: str
@@ -171,9 +174,9 @@ async def laned_connections(
     return found
 
 
-async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease: float) -> list[Claimed]:
-    """lease in seconds"""
-    return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease)]
+async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease: float, token: UUID) -> list[Claimed]:
+    """lease in seconds; token: of this claim alone. With the same one it may be repeated when its answer was lost."""
+    return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease, token)]
 
 
 async def older_in_lane(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, list[tuple[UUID, str, str | None]]]:
@@ -211,8 +214,8 @@ async def forget_own_writes(connection: Connection, event_ids: Sequence[UUID]) -
         await connection.execute(_SQL["forget_own_writes"], event_ids)
 
 
-async def succeed(connection: Connection, rows: Sequence[DeliveryRow], worker: str) -> tuple[set[UUID], Batch | None]:
-    """Ends those whose lease this worker still holds, in one statement. returns them, and what others hear, not published yet"""
+async def succeed(connection: Connection, rows: Sequence[DeliveryRow]) -> tuple[set[UUID], Batch | None]:
+    """Ends those whose lease is still held, in one statement. returns them, and what others hear, not published yet"""
     if not rows:
         return set(), None
     given = [
@@ -221,17 +224,18 @@ async def succeed(connection: Connection, rows: Sequence[DeliveryRow], worker: s
         for r in rows
     ]  # fmt: skip
     batch_id = uuid7()
-    found = await connection.fetch(_SQL["succeed"], given, worker, Result.COMMAND_SUCCEEDED.value, batch_id)
+    tokens = [r.lease_token for r in rows]
+    found = await connection.fetch(_SQL["succeed"], given, tokens, Result.COMMAND_SUCCEEDED.value, batch_id)
     ended = {row["id"] for row in found}
     told = [row.result for row in rows if row.id in ended]
     return ended, Batch(batch_id, told) if told else None
 
 
-async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, int]], worker: str) -> set[UUID]:
-    """Of these (id, attempts), the deliveries whose lease this worker still holds; locked."""
+async def lock_leased(connection: Connection, rows: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+    """Of these (id, token of the lease), the deliveries whose lease is still held; locked."""
     if not rows:
         return set()
-    found = await connection.fetch(_SQL["lock_leased"], *_columns(rows, 2), worker)
+    found = await connection.fetch(_SQL["lock_leased"], *_columns(rows, 2))
     return {row["id"] for row in found}
 
 

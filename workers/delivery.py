@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from adapters.errors import AdapterError, Misconfigured, RateLimited, Transient, Unknown, Unsupported
 from adapters.port import MARKER, Command, Repeat
@@ -252,13 +252,13 @@ class DeliveryStage:
     # ------------------------------------------------------------------ begin
 
     async def _claim(self, ids_: Sequence[UUID]) -> list[Work | None]:
-        until = 0.0
+        until, token = 0.0, uuid4()
 
         async def lease() -> list[Claimed]:
             nonlocal until
             until = asyncio.get_running_loop().time() + CALL  # of the transaction that went through
             async with self._pool.acquire() as connection:
-                return await store.claim(connection, list(dict.fromkeys(ids_)), self._worker, LEASE)
+                return await store.claim(connection, list(dict.fromkeys(ids_)), self._worker, LEASE, token)
 
         leased = await outlast(lease)
         works = {row.id: Work(row, self._now(), doubt=row.starts > 1, until=until) for row in leased}
@@ -480,7 +480,7 @@ class DeliveryStage:
     async def _commit(self, works: Sequence[Work]) -> _Settled:
         async with self._pool.acquire() as connection:
             if all(is_plain(work) for work in works):
-                held, told = await store.succeed(connection, [delivery_row(work) for work in works], self._worker)
+                held, told = await store.succeed(connection, [delivery_row(work) for work in works])
                 return _Settled(_held(works, held), [told])
             async with connection.transaction():
                 return await self._write(connection, works)
@@ -500,8 +500,8 @@ class DeliveryStage:
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
         done = [work for work in works if isinstance(work.outcome, Done)]
         rest = [work for work in works if not isinstance(work.outcome, Done)]
-        succeeded, told = await store.succeed(connection, [delivery_row(work) for work in done], self._worker)
-        leased = await store.lock_leased(connection, [(work.row.id, work.row.attempts) for work in rest], self._worker)
+        succeeded, told = await store.succeed(connection, [delivery_row(work) for work in done])
+        leased = await store.lock_leased(connection, [(work.row.id, work.row.lease_token) for work in rest])
         done, rest = _held(done, succeeded), _held(rest, leased)
         now = self._now()
         await finish(connection, [finish_row(work, now) for work in rest])

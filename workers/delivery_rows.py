@@ -108,7 +108,16 @@ def delivery_row(work: Work) -> DeliveryRow:
     _, _, request, response = exchange(work)
     (result,) = results_of(work)
     return DeliveryRow(
-        row.id, row.attempts, work.started_at, work.external_id, internal, kind.value, request, response, result
+        row.id,
+        row.attempts,
+        row.lease_token,
+        work.started_at,
+        work.external_id,
+        internal,
+        kind.value,
+        request,
+        response,
+        result,
     )
 
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
 
 from adapters.errors import AdapterError, NoCredentials, Transient
 from adapters.port import Hint
@@ -29,7 +30,6 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from uuid import UUID
 
     from store.pool import Pool
 
@@ -94,9 +94,11 @@ class Hints:
             await self._settle(free)
             return
 
+        ids, token = [work.row.id for work in works], uuid4()
+
         async def lease() -> dict[UUID, int]:
             async with self._pool.acquire() as connection:
-                return await store.lease(connection, [work.row.id for work in works], self._worker, self._lease, starts)
+                return await store.lease(connection, ids, self._worker, self._lease, starts, token)
 
         leased = await outlast(lease)
         refused, begun = [], []

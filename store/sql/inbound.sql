@@ -21,10 +21,13 @@ RETURNING starts
 
 -- name: lease
 -- Facts about which the vendor must be asked first: meanwhile their rows say who does it, and not a message in the broker.
-UPDATE channel_events e SET status = 'processing', worker = $2, starts = e.starts + $4, next_attempt_at = NULL,
+-- What the same token ($5) has taken already is not counted once more, see `claim`.
+UPDATE channel_events e SET status = 'processing', worker = $2, lease_token = $5, next_attempt_at = NULL,
+    starts = e.starts + CASE WHEN e.status = 'processing' THEN 0 ELSE $4 END,
     lease_until = clock_timestamp() + make_interval(secs => $3), published_at = COALESCE(e.published_at, clock_timestamp())
-WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'retrying')
-  AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+WHERE e.id = ANY ($1::uuid[])
+  AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+    OR e.status = 'processing' AND e.lease_token = $5)
 RETURNING e.id, e.starts
 
 -- name: prolong

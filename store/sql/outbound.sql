@@ -61,26 +61,30 @@ WHERE c.status <> 'disabled'
 -- name: claim
 -- Leases the deliveries that may run now. The lane is locked (in the order of their names) and looked at, never skipped: a
 -- second worker must not overtake the first. What is not due, not its lane's turn, or taken by another worker is simply not
--- among the answers.
+-- among the answers. What the same token ($4) has taken already is, and is not counted once more: a claim whose answer was lost
+-- is made again.
 WITH wanted AS MATERIALIZED (
-    SELECT e.id, e.lane, e.lane_policy, e.seq FROM channel_events e
-    WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL AND e.status IN ('received', 'retrying')
-      AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
-      AND EXISTS (SELECT FROM connections c WHERE c.id = e.connection_id AND c.status = 'active')
+    SELECT e.id, e.lane, e.lane_policy, e.seq, e.status = 'processing' AS ours FROM channel_events e
+    WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL
+      AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+           AND EXISTS (SELECT FROM connections c WHERE c.id = e.connection_id AND c.status = 'active')
+        OR e.status = 'processing' AND e.lease_token = $4)
     ORDER BY e.lane, e.seq
 ), runnable AS MATERIALIZED (
-    SELECT w.id FROM wanted w WHERE take_lane(w.id, w.lane, w.lane_policy, w.seq)
+    SELECT w.id FROM wanted w WHERE w.ours OR take_lane(w.id, w.lane, w.lane_policy, w.seq)
 )
 UPDATE channel_events e
-SET status = 'processing', attempts = e.attempts + 1, starts = e.starts + 1, worker = $2,
+SET status = 'processing', attempts = e.attempts + (e.status <> 'processing')::int,
+    starts = e.starts + (e.status <> 'processing')::int, worker = $2, lease_token = $4,
     lease_until = clock_timestamp() + make_interval(secs => $3), next_attempt_at = NULL,
     published_at = COALESCE(e.published_at, clock_timestamp())
 FROM runnable
-WHERE e.id = runnable.id AND e.status IN ('received', 'retrying')
-  AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+WHERE e.id = runnable.id
+  AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
+    OR e.status = 'processing' AND e.lease_token = $4)
 RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_internal_id, e.idempotency_key,
           e.payload::text AS payload, e.sealed, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace,
-          e.error_class, e.lane, e.lane_policy,
+          e.error_class, e.lane, e.lane_policy, e.lease_token,
           CASE WHEN e.overlay_id IS NOT NULL THEN (
               SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
               FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
@@ -108,13 +112,15 @@ SET written_at = clock_timestamp(), expected = EXCLUDED.expected,
 DELETE FROM own_writes WHERE event_id = ANY ($1::uuid[])
 
 -- name: succeed
--- Deliveries that their vendors have done, of one worker ($2): their end, the names that the vendors gave, what was said, and
--- what others hear of it ($3: its type, $4: id of the batch).
--- Whose lease ran out is not among the answers, and nothing of it is written: attempts are the fencing token.
+-- Deliveries that their vendors have done, with the tokens of their leases ($2): their end, the names that the vendors gave,
+-- what was said, and what others hear of it ($3: its type, $4: id of the batch).
+-- Whose lease is another's now is not among the answers, and nothing of it is written.
 WITH held AS MATERIALIZED (
     SELECT g.*, e.company_id, e.connection_id, e.entity_internal_id, e.worker, e.trace
-    FROM unnest($1::delivery_row[]) g JOIN channel_events e ON e.id = g.id AND e.attempts = g.attempts
-    WHERE e.status = 'processing' AND e.worker = $2
+    FROM unnest($1::delivery_row[], $2::uuid[]) AS g (id, attempts, started_at, external_id, internal_id, entity_type,
+        request, response, result, told, lease_token)
+    JOIN channel_events e ON e.id = g.id AND e.lease_token = g.lease_token
+    WHERE e.status = 'processing'
     ORDER BY e.id
     FOR UPDATE OF e
 ), done AS (
@@ -154,10 +160,10 @@ WITH held AS MATERIALIZED (
 SELECT id FROM held
 
 -- name: lock_leased
--- The fencing token, for what did not succeed: a worker that slept through its lease finds nothing here.
+-- The fence, for what did not succeed: a worker that slept through its lease finds nothing here.
 SELECT e.id FROM channel_events e
-JOIN unnest($1::uuid[], $2::int[]) AS g (id, attempts) ON g.id = e.id AND g.attempts = e.attempts
-WHERE e.status = 'processing' AND e.worker = $3
+JOIN unnest($1::uuid[], $2::uuid[]) AS g (id, lease_token) ON g.id = e.id AND g.lease_token = e.lease_token
+WHERE e.status = 'processing'
 ORDER BY e.id
 FOR UPDATE OF e
 

@@ -450,7 +450,7 @@ class Machine(Outside):
 
     def _expire(self, id_: UUID, worker: int) -> None:
         event = self.tables.events[id_]
-        if event.status is EventStatus.PROCESSING and event.worker == worker:
+        if event.status is EventStatus.PROCESSING and event.lease_token == worker:
             self.tables.expire(id_)
 
     def die_sending(self, sending: Sending) -> None:
@@ -471,14 +471,13 @@ class Machine(Outside):
         """Leases that nobody works on any more end."""
         alive = {hand.worker for hand in (*self.readings, *self.sendings)}
         for event in self.tables.events.values():
-            if event.status is EventStatus.PROCESSING and event.worker not in alive:
+            if event.status is EventStatus.PROCESSING and event.lease_token not in alive:
                 self.tables.expire(event.id)
 
     def _requeue(self, a: int, _b: int) -> None:
         failed = self.tables.failed()
         if failed:
-            self.tables.requeue(failed[a % len(failed)].id)
-            self.reached["requeued"] += 1
+            self.reached["requeued"] += self.tables.requeue(failed[a % len(failed)].id)
 
     # ------------------------------------------------------------------ pull, as workers/pull.py
 

@@ -52,7 +52,7 @@ class Event:
     lane: str | None = None
     lane_policy: LanePolicy | None = None
     next_attempt_at: datetime | None = None
-    worker: int | None = None
+    lease_token: int | None = None  # of a claim or lease alone
     error_class: str | None = None
     requeued: bool = False  # for the oracle: an operator gave it a fresh budget
     company_id: str = COMPANY
@@ -155,7 +155,7 @@ class Tables:
             if settles:
                 event = self.events[event_id]
                 event.status, event.attempts, event.starts = EventStatus.DONE, 1, 0
-                event.next_attempt_at = event.error_class = event.worker = None
+                event.next_attempt_at = event.error_class = event.lease_token = None
         return Stored(applied, Batch(self.new_id(), told) if told else None)
 
     def _name(self, sourced: Sourced[Reservation]) -> str | None:
@@ -213,12 +213,12 @@ class Tables:
                 found.add(row.event_id)
         return found
 
-    def lease(self, id_: UUID, worker: int, now: datetime) -> int | None:
+    def lease(self, id_: UUID, token: int, now: datetime) -> int | None:
         """lease: the vendor must be asked first. returns its starts, this one included; None: somebody else has it"""
         event = self.events[id_]
         if event.status not in _WAITING or (event.next_attempt_at is not None and event.next_attempt_at > now):
             return None
-        event.status, event.worker, event.next_attempt_at = EventStatus.PROCESSING, worker, None
+        event.status, event.lease_token, event.next_attempt_at = EventStatus.PROCESSING, token, None
         event.starts += 1
         return event.starts
 
@@ -236,14 +236,23 @@ class Tables:
         event = self.events[row.id]
         event.status, event.attempts, event.starts = EventStatus(row.status), row.attempts, row.starts
         event.next_attempt_at, event.error_class = row.next_attempt_at, row.error_class
-        event.worker = None
+        event.lease_token = None
 
-    def requeue(self, id_: UUID) -> None:
+    def gone_past(self, event: Event) -> bool:
+        """requeue: something newer of its lane is done, or being done."""
+        ended = {EventStatus.PROCESSING, EventStatus.DONE}
+        lane = [other for other in self.events.values() if event.lane is not None and other.lane == event.lane]
+        return any(other.seq > event.seq and other.status in ended for other in lane)
+
+    def requeue(self, id_: UUID) -> bool:
         """requeue: a fresh budget; what nobody answered is still asked before it is repeated."""
         event = self.events[id_]
+        if self.gone_past(event):
+            return False
         event.status, event.attempts, event.next_attempt_at = EventStatus.RECEIVED, 0, None
         event.starts = min(event.starts, 1)
         event.requeued = True
+        return True
 
     def due(self, now: datetime) -> None:
         """due: retries whose time has come."""
@@ -285,22 +294,21 @@ class Tables:
             for other in lane
         )
 
-    def claim(self, id_: UUID, worker: int, now: datetime) -> Event | None:
+    def claim(self, id_: UUID, token: int, now: datetime) -> Event | None:
         """claim: a lease, if it is due and its lane lets it run. Counts the start before it happens."""
         event = self.events[id_]
         due = event.next_attempt_at is None or event.next_attempt_at <= now
         if event.status not in _WAITING or not due or not self.is_free(event):
             return None
-        event.status, event.worker, event.next_attempt_at = EventStatus.PROCESSING, worker, None
+        event.status, event.lease_token, event.next_attempt_at = EventStatus.PROCESSING, token, None
         event.attempts += 1
         event.starts += 1
         return self.row(id_)
 
     def holds(self, row: Event) -> bool:
-        """lock_leased: worker and attempts are the fencing token."""
+        """lock_leased: the token of the lease."""
         event = self.events[row.id]
-        mine = event.worker == row.worker and event.attempts == row.attempts
-        return event.status is EventStatus.PROCESSING and mine
+        return event.status is EventStatus.PROCESSING and event.lease_token == row.lease_token
 
     def older_in_lane(self, row: Event) -> list[Event]:
         """older_in_lane: newest of them first."""

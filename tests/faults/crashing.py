@@ -6,6 +6,7 @@ point, hit   killed with SIGKILL at the n-th call of the step; `mark` is then a 
 broken       a breakage of `tests.faults.breakages`: the oracle must find it
 clock        seconds by which the process's wall clock jumps at SIGUSR1, and back at the next
 poison       [place, id]: whoever comes to this place with an event about that id is killed
+unanswered   places where every second answer of the database is lost, after what it answered was committed
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import itertools
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import orjson
 
 from ops import fleet
@@ -119,6 +122,21 @@ def poison(place: str, id_: str, mark: str) -> None:
     replace(place, around)
 
 
+def unanswered(place: str) -> None:
+    calls = itertools.count(1)
+
+    def around(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            answer = await original(*args, **kwargs)
+            if next(calls) % 2:
+                raise asyncpg.ConnectionDoesNotExistError("the connection was closed in the middle of an operation")
+            return answer
+
+        return call
+
+    replace(place, around)
+
+
 def main() -> None:
     process = sys.argv[1]
     plan = orjson.loads(os.environ.get("FAULTS", "{}"))
@@ -127,6 +145,8 @@ def main() -> None:
         Striker(point, plan["hit"], plan["mark"]).arm()
     if "poison" in plan:
         poison(*plan["poison"], plan["mark"])
+    for place in plan.get("unanswered", ()):
+        unanswered(place)
     if "broken" in plan:
         breakages.BREAKAGES[plan["broken"]]()
     if "clock" in plan:

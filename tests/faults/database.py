@@ -15,6 +15,7 @@ import asyncpg
 
 from tests.faults.fault import Fault
 from tests.faults.load import AWAY, insist
+from tests.faults.outside import begin_again
 
 if TYPE_CHECKING:
     from tests.faults.ground import Ground
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 
 _OURS = "datname = $1 AND application_name LIKE 'staybus%'"
 _TABLES = ("channel_events", "core_events", "webhook_log")
+_ANSWERS = {
+    "ingress": ["ingress.webhooks:record"],
+    "inbound": [
+        "workers.inbound:store.load",
+        "workers.inbound:InboundStage._apply",
+        "workers.inbound:InboundStage._commit",
+        "workers.hints:store.lease",
+    ],
+    "outbound": [
+        "workers.router:RouterStage._commit",
+        "workers.delivery:store.claim",
+        "workers.delivery:DeliveryStage._resolve_and_note",
+        "workers.delivery:DeliveryStage._commit",
+    ],
+}
 
 
 async def stop_and_start(ground: Ground, load: Load) -> None:
@@ -252,6 +268,18 @@ async def _end_ours(admin: asyncpg.Connection[asyncpg.Record], ground: Ground) -
     await admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS}", _name(ground))  # noqa: S608
 
 
+async def answers_lost(ground: Ground, load: Load) -> None:
+    """What was committed, and its process does not know. That it is the process's own is found out at once, not when its
+    lease ends: it would be one attempt more."""
+    for _ in range(3):
+        load.begin(load.story)
+        load.begin(load.hint)
+        load.begin(load.push)
+        await asyncio.sleep(0.7)
+    for name in _ANSWERS:
+        await begin_again(ground, load, name)
+
+
 @asynccontextmanager
 async def _admin(ground: Ground, database: str = "postgres") -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     connection = await asyncpg.connect(_elsewhere(ground, database))
@@ -291,4 +319,10 @@ FAULTS = (
     Fault("database", "network-cut", network_cut),
     Fault("database", "network-refuses", network_refuses),
     Fault("database", "network-silent", network_silent),
+    Fault(
+        "database",
+        "answers-lost",
+        answers_lost,
+        plans=tuple((name, {"unanswered": _ANSWERS[name]}) for name in _ANSWERS),
+    ),
 )

@@ -264,7 +264,8 @@ class Ground:
 
     async def _a_minute_passes(self) -> None:
         """For what waits for one: a row that was woken by a scheduler that died before it published, and a lease that its worker
-        does not know of, because the database was cut off in the middle of its commit. No call takes so long."""
+        does not know of, because a network held the claim back and let it through when nobody waited for it any more. No call
+        takes so long."""
         with contextlib.suppress(*AWAY):
             await self.execute(
                 "UPDATE channel_events SET published_at = published_at - interval '1 minute'"

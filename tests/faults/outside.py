@@ -55,17 +55,22 @@ def stopped(process: str) -> Callable[[Ground, Load], Awaitable[None]]:
             ground.slow("POST /bookings", 0.7, 3)
             ground.slow("GET /bookings", 0.4, 1)
             await asyncio.sleep(0.5)
-            running = ground.world.processes[process]
-            ground.signal(process, signal.SIGTERM)
-            if not await ground.died(process, GRACE + 10):
-                load.problems.append(f"{process} did not stop within its grace")
-                running.kill()
-            if code := running.wait():
-                load.problems.append(f"{process} stopped with {code}: {ground.world.log(process)[-600:]}")
-            ground.begin(process)
-            await ground.world.wait_ready(process, 60)
+            await begin_again(ground, load, process)
 
     return act
+
+
+async def begin_again(ground: Ground, load: Load, process: str) -> None:
+    """Stopped as an operator stops it, and started with nothing in store for it."""
+    running = ground.world.processes[process]
+    ground.signal(process, signal.SIGTERM)
+    if not await ground.died(process, GRACE + 10):
+        load.problems.append(f"{process} did not stop within its grace")
+        running.kill()
+    if code := running.wait():
+        load.problems.append(f"{process} stopped with {code}: {ground.world.log(process)[-600:]}")
+    ground.begin(process)
+    await ground.world.wait_ready(process, 60)
 
 
 FAULTS = (

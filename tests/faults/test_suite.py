@@ -66,7 +66,13 @@ async def test_killed_at_some_points(ground: Ground) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["database-some-sessions-ended", "broker-connections-closed", "vendor-reset-after-commit", "stop-outbound"],
+    [
+        "database-some-sessions-ended",
+        "database-answers-lost",
+        "broker-connections-closed",
+        "vendor-reset-after-commit",
+        "stop-outbound",
+    ],
 )
 async def test_some_faults(ground: Ground, name: str) -> None:
     fault: Fault = FAULTS[name]

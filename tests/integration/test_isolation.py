@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import orjson
@@ -434,7 +435,7 @@ async def test_a_paused_connection_is_not_looked_through_again_and_again(databas
         assert await outbound.waiting(database, "beds24-acme", 10) == ids
         await world.db.execute("UPDATE connections SET status = 'paused'")
         assert await outbound.waiting(database, "beds24-acme", 10) == []
-        assert await outbound.claim(database, ids, "w", 1) == []
+        assert await outbound.claim(database, ids, "w", 1, uuid4()) == []
     await pool.close()
 
 
@@ -463,7 +464,7 @@ async def test_who_is_let_in_next_may_run_and_bookings_come_before_rates(databas
         for most in (1, 3, 5, 10):
             found = await outbound.waiting(database, "beds24-acme", most)
             assert found == turns[:most]
-        assert {row.id for row in await outbound.claim(database, turns, "w", 60)} == set(turns)
+        assert {row.id for row in await outbound.claim(database, turns, "w", 60, uuid4())} == set(turns)
     await pool.close()
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
@@ -51,7 +51,7 @@ async def lane(url: str, status: str = "received", policy: str = "supersede") ->
 
 async def claim(pool: Pool, id_: UUID, worker: str) -> list[UUID]:
     async with pool.acquire() as database:
-        return [row.id for row in await outbound.claim(database, [id_], worker, 120)]
+        return [row.id for row in await outbound.claim(database, [id_], worker, 120, uuid4())]
 
 
 async def test_two_workers_never_send_two_commands_of_a_lane_at_once(database_url: str, pool: Pool) -> None:
@@ -59,7 +59,7 @@ async def test_two_workers_never_send_two_commands_of_a_lane_at_once(database_ur
     older = await lane(database_url)
     watcher = await asyncpg.connect(database_url)
     async with pool.acquire() as first, first.transaction():
-        assert [row.id for row in await outbound.claim(first, [older], "first", 120)] == [older]
+        assert [row.id for row in await outbound.claim(first, [older], "first", 120, uuid4())] == [older]
         newer = await lane(database_url)
         second = asyncio.create_task(claim(pool, newer, "second"))
         waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
@@ -76,7 +76,7 @@ async def test_one_of_a_lane_is_claimed_of_those_that_are_woken_together(
 ) -> None:
     ids = [await lane(database_url, policy=policy) for _ in range(3)]
     async with pool.acquire() as database:
-        claimed = [row.id for row in await outbound.claim(database, ids, "worker", 120)]
+        claimed = [row.id for row in await outbound.claim(database, ids, "worker", 120, uuid4())]
     assert claimed == ([ids[-1]] if policy == "supersede" else [ids[0]])
 
 
