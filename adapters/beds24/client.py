@@ -155,7 +155,10 @@ class Beds24:
         params += [("startDate", min(first for first, _ in days)), ("endDate", max(last for _, last in days))]
         params += [(block, "true") for block in ("includeNumAvail", "includePrices", "includeMinStay")]
         documents = await _pages(session, "calendar.find", "/inventory/rooms/calendar", params)
-        if not mapping.nights_are_as_wanted(documents, body["calendar"]):
+        try:
+            if not mapping.nights_are_as_wanted(documents, body["calendar"]):
+                return None
+        except Malformed:  # then nobody knows, and to say it once more does no harm
             return None
         return Reply(external_id=str(body["roomId"]), response={"roomId": body["roomId"]}, found=True)
 

@@ -139,7 +139,7 @@ WITH held AS MATERIALIZED (
                               internal_entity_id)
     SELECT DISTINCT ON (connection_id, entity_type, external_id)
            company_id, connection_id, entity_type, external_id, entity_type, internal_id
-    FROM held WHERE external_id IS NOT NULL
+    FROM held WHERE external_id IS NOT NULL AND entity_type = 'reservation' -- all else had its name before
     ORDER BY connection_id, entity_type, external_id, id
     ON CONFLICT (connection_id, external_entity_type, external_entity_id)
     DO UPDATE SET internal_entity_id = EXCLUDED.internal_entity_id, is_active = true

@@ -430,7 +430,8 @@ class Machine(Outside):
         self.reached[f"outbound {type(work.outcome).__name__}"] += 1
         if work.external_id is not None and work.command is not None:
             kind, internal = work.command.data.lane_entity()
-            self.tables.learn(kind.value, work.external_id, internal)
+            if kind is EntityType.RESERVATION:
+                self.tables.learn(kind.value, work.external_id, internal)
             self.tables.answer_own_write(work.row.id, work.external_id)
         self.tables.finish(delivery_rows.finish_row(work, self.clock.ours()))
         if isinstance(work.outcome, Done):

@@ -629,6 +629,19 @@ def nights_told(world: World) -> list[list[tuple[str, Any, Any]]]:
     ]
 
 
+async def test_a_room_that_is_mapped_anew_is_told_under_its_new_id(world: World, core: CorePms) -> None:
+    await push(core, "a-1", 1, available=1)
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    other = next(str(room) for room in world.sim.account.inventory.quantity if str(room) != ROOM)
+    assert await connections.remove_mapping(world.db, CONNECTION, "room_type", ROOM)
+    await world.map("room_type", other, "RT1")
+    await push(core, "a-2", 2, available=1)
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+    calls = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
+    assert [str(call.body[0]["roomId"]) for call in calls] == [ROOM, other]
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
 async def test_a_price_that_is_tried_again_does_not_reopen_a_room_that_was_closed(world: World, core: CorePms) -> None:
     """Whether a command names a currency or not: one room, one lane."""
     world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /inventory/rooms/calendar"))

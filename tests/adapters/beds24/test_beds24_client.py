@@ -528,3 +528,15 @@ async def test_a_grant_that_the_api_refuses_is_misconfigured(status: int) -> Non
 async def test_a_grant_that_fails_is_no_refusal(status: int, error: type[AdapterError]) -> None:
     with pytest.raises(error):
         await adapter.grant(Script(answered(None, status)), connection(), {"refresh_token": "r"})
+
+
+async def test_a_calendar_that_cannot_be_read_is_written_once_more() -> None:
+    """Whether the nights are as wanted then nobody knows; to say them again does no harm."""
+    entry = {"from": "2027-05-01", "to": "2027-05-01", "numAvail": "on request"}
+    document = {"success": True, "data": [{"roomId": 2, "propertyId": 1, "calendar": [entry]}]}
+    period = {"first": "2027-05-01", "last": "2027-05-01", "available": 3}
+    type_ = "pms.availability.update"
+    data = parse_command(type_, {"propertyId": "P1", "roomTypeId": "RT1", "periods": [period]})
+    external = {(EntityType.PROPERTY, "P1"): "1", (EntityType.ROOM_TYPE, "RT1"): "2"}
+    said = Command(UUID(int=1), type_, "key-1", "staybus:1", data, external)
+    assert await adapter.find(scripted(answered(document, 200)), said) is None
