@@ -85,39 +85,36 @@ def decode(body: bytes) -> list[Event]:
     raises  MalformedMessageError
     """
     if len(body) > 4 * MAX_BYTES:
-        raise MalformedMessageError(f"body has {len(body)} bytes; at most {4 * MAX_BYTES} are read")
+        raise MalformedMessageError(f"body: has {len(body)} bytes; at most {4 * MAX_BYTES} are read")
     try:
         if body.lstrip()[:1] == b"[":
             events = _MANY.validate_json(body)
             if not events:
-                raise MalformedMessageError("an empty batch")
+                raise MalformedMessageError("body: an empty batch")
             return events
         return [_ONE.validate_json(body)]
     except ValidationError as error:
-        raise MalformedMessageError(_problem(error)) from error
+        raise MalformedMessageError(f"body: {_problem(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """One of a batch's that is no event. place: in the batch, from 0; raw: the whole of it; problem: names the attribute."""
+    """What is no event. place: in its batch, from 0, or None: the whole message; raw: all of it; problem: names the attribute."""
 
-    place: int
+    place: int | None
     raw: bytes
     problem: str
 
 
 def decode_each(body: bytes) -> tuple[list[Event], list[Malformed]]:
-    """As decode, but in a batch what is malformed takes none of the others with it.
-
-    raises  MalformedMessageError where there are no others, or nobody meant a batch: more than MAX_EVENTS are malformed
+    """As decode, but what is malformed is told and takes nothing else with it: one of a batch; or the whole message, where there
+    are no others, or nobody meant a batch: more than MAX_EVENTS are malformed.
     """
     try:
         return decode(body), []  # the hot path reads no item by itself
-    except MalformedMessageError:
+    except MalformedMessageError as error:
         events, malformed = _item_by_item(body) if len(body) <= 4 * MAX_BYTES else ([], [])
-        if not events:
-            raise
-        return events, malformed
+        return (events, malformed) if events else ([], [Malformed(None, body, str(error))])
 
 
 def _item_by_item(body: bytes) -> tuple[list[Event], list[Malformed]]:
@@ -141,8 +138,8 @@ def _item_by_item(body: bytes) -> tuple[list[Event], list[Malformed]]:
 
 def _problem(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "body"
-    return f"{place}: {first['msg']}"
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def encode(event: Event) -> bytes:

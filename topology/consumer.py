@@ -1,8 +1,11 @@
 """Consuming that survives any loss, and acknowledges what is settled in as few frames as is correct.
 
 The handler only takes over (it is called from the protocol's reader, and what runs there is cancelled with its channel); the
-work is done by tasks of the worker, which says `settle`, `give_back` or `reject` for each delivery when it has finished. Those
-three never wait: a task a channel sends what the ledger allows, everything that was settled in one turn of the event loop at once.
+work is done by tasks of the worker, which says `settle` or `give_back` for each delivery when it has finished. Those two never
+wait: a task a channel sends what the ledger allows, everything that was settled in one turn of the event loop at once.
+
+Nothing is rejected: what cannot be worked at is the worker's to keep. RabbitMQ 3.10 dead-letters no more, until it is restarted,
+once it has to write into an `x-death` header that somebody else made up.
 
 A delivery belongs to the channel that it came on, its generation. After a loss the broker delivers everything unsettled again,
 so verdicts on deliveries of an older generation mean nothing, and are ignored.
@@ -127,10 +130,6 @@ class Consumer:
     def give_back(self, incoming: Incoming) -> None:
         """Back to the queue, for any consumer. By nack, which 4.3 does not count as a return."""
         self._decide(incoming, Verdict.REQUEUE)
-
-    def reject(self, incoming: Incoming) -> None:
-        """To the dead-letter exchange."""
-        self._decide(incoming, Verdict.REJECT)
 
     async def pause(self) -> None:
         """Take no more deliveries until `resume`; those in hand stay, and may be settled or given back meanwhile."""
@@ -337,5 +336,3 @@ class _Session:
                 await self.channel.basic_ack(settlement.tag, multiple=settlement.multiple, wait=False)
             case Verdict.REQUEUE:
                 await self.channel.basic_nack(settlement.tag, multiple=settlement.multiple, requeue=True, wait=False)
-            case Verdict.REJECT:
-                await self.channel.basic_nack(settlement.tag, multiple=settlement.multiple, requeue=False, wait=False)

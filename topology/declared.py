@@ -1,6 +1,6 @@
 """The one place that says which exchanges, queues and bindings staybus has, and why each argument is what it is.
 
-    service, ingress ─► pms.events (topic) ─┬─ <vendor's patterns> ─────► <vendor>.inbound ──┐ rejected, or returned too often
+    service, ingress ─► pms.events (topic) ─┬─ <vendor's patterns> ─────► <vendor>.inbound ──┐ returned too often
                                             ├─ pms.#, action types ─────► pms.outbound ──────┤
                                             ├─ deliver.<vendor>.# ──────► <vendor>.outbound ─┤
                                             ├─ core.# ► core.unheard: no queue               ▼
@@ -143,7 +143,7 @@ def _work(dead_letter_queue: str) -> Arguments:
         "x-delivery-limit": 20,
         "x-dead-letter-exchange": DEAD_LETTERS,
         "x-dead-letter-routing-key": dead_letter_queue,
-        # Default is at-most-once: with the exchange or its queue away or full, what is rejected vanishes.
+        # Default is at-most-once: with the exchange or its queue away or full, what is given up vanishes.
         "x-dead-letter-strategy": "at-least-once",
         # at-least-once needs it; without, the broker quietly falls back to at-most-once.
         "x-overflow": "reject-publish",

@@ -16,8 +16,6 @@ from enum import Enum, auto
 class Verdict(Enum):
     ACK = auto()
     REQUEUE = auto()
-    REJECT = auto()
-    """To the dead-letter exchange."""
 
 
 @dataclass(frozen=True, slots=True)

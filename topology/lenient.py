@@ -1,7 +1,7 @@
 """Frames that hold what the library cannot decode, read all the same.
 
 Anybody may publish a `timestamp` in nanoseconds, a key or a header's name that is not UTF-8, or a table in a table a thousand
-times: the broker passes it all on. The library raises there, before the message is anybody's to reject, and the connection is
+times: the broker passes it all on. The library raises there, before the message is anybody's to settle, and the connection is
 lost, again at each delivery: the commands behind it stand still until the delivery limit, and in a dead-letter queue, which
 has a high one, for ever. Nobody here reads such a value; the message just has to come through.
 

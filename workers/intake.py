@@ -4,7 +4,7 @@ A message is acknowledged when every event that it names is settled. What arrive
 batch. A message that came back (its worker died, or gave it up) is run alone, event by event, so that one that kills its
 worker is found by itself and its neighbours lose nothing.
 
-What is malformed in a message of many is kept by itself, and the others are events as if it were not there.
+What is malformed, in a message of many or as a whole, is kept by itself, and the others are events as if it were not there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from schemas.event import Event, Malformed, MalformedMessageError, decode_each
+from schemas.event import Event, Malformed, decode_each
 from store.gather import Rhythm
 from telemetry.logs import about
 
@@ -51,7 +51,7 @@ class _Message:
 class Intake:
     """The handler of one consumer.
 
-    keep              commits what is malformed in a message of many
+    keep              commits what is malformed of a message
     most              events in a batch (a single message may bring more)
     flights           of its batches: see store.gather.Rhythm
     linger            seconds that messages wait for company after the end of a batch that was not small
@@ -132,11 +132,9 @@ class Intake:
     def _start(self) -> None:
         self._scheduled = False
         while self._waiting and self._has_room:
-            batch = self._next_batch()
-            if batch:
-                task = asyncio.create_task(self._run(batch))
-                self._tasks.add(task)
-                task.add_done_callback(self._landed)
+            task = asyncio.create_task(self._run(self._next_batch()))
+            self._tasks.add(task)
+            task.add_done_callback(self._landed)
 
     def _next_batch(self) -> list[_Message]:
         """Fresh messages until they bring `most` events; a returned one by itself."""
@@ -146,16 +144,9 @@ class Intake:
             if batch and _came_back(self._waiting[0]):
                 break
             incoming = self._waiting.popleft()
-            try:
-                events, malformed = decode_each(incoming.body)
-            except MalformedMessageError as error:
-                _log.warning(
-                    "message not readable: to the dead letters", extra=about(queue=self._queue, reason=str(error))
-                )
-                self._verdicts.reject(incoming)
-                continue
+            events, malformed = decode_each(incoming.body)
             batch.append(_Message(incoming, events, malformed))
-            size += len(events)
+            size += len(events) or 1
             if _came_back(incoming):
                 break
         self._rhythm.begins(size)
@@ -170,25 +161,23 @@ class Intake:
         try:
             if _came_back(batch[0].incoming):
                 await self._run_alone(batch[0].events)
-            else:
-                await self._stage.process([event for message in batch for event in message.events])
+            elif events := [event for message in batch for event in message.events]:
+                await self._stage.process(events)
             # Last: what comes back because of its events is not kept each time.
             for message in batch:
                 if message.malformed:
                     await self._keep(message.incoming, message.malformed)
+                self._verdicts.settle(message.incoming)
         except asyncio.CancelledError:
             for message in batch if self._gives_back else ():
                 self._verdicts.give_back(message.incoming)
             raise
         except Exception:  # noqa: BLE001 - see below
-            # The stage parks what fails by itself; this is a hole in the stage. Each message goes back, comes again
-            # alone, and its events are parked as poison in the end: nothing is lost and nobody else waits.
+            # The stage parks what fails by itself; this is a hole in the stage. Each message that is not settled goes back,
+            # comes again alone, and its events are parked as poison in the end: nothing is lost and nobody else waits.
             _log.exception("batch failed", extra=about(queue=self._queue, messages=len(batch)))
             for message in batch:
                 self._verdicts.give_back(message.incoming)
-        else:
-            for message in batch:
-                self._verdicts.settle(message.incoming)
 
     async def _run_alone(self, events: list[Event]) -> None:
         """One after the other. What fails stops none behind it, which it would each time that the message comes again."""

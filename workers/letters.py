@@ -13,14 +13,30 @@ from store.settle import DeadLetterRow
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from schemas.event import Event
+    from schemas.event import Event, Malformed
     from store.seal import Cipher
+
+_KEPT_BYTES = 64 * 1024  # of a message that is malformed as a whole
 
 
 def stranger(event: Event, problem: str, cipher: Cipher, company_id: str | None = None) -> DeadLetterRow:
     """An event that can have no row: kept whole, sealed for its company, or for the installation if it may belong to nobody."""
     letter = letter_without_row(event.type, company_id, problem, {"id": event.id, "source": event.source})
     letter.sealed = cipher.seal_bytes(encode(event))
+    return letter
+
+
+def unreadable(malformed: Malformed, queue: str, routing: Mapping[str, Any], cipher: Cipher) -> DeadLetterRow:
+    """What is no event. One of a batch is kept whole, so that it can be sent again without the others.
+
+    routing: where it came from, its `key` among it
+    """
+    of_batch = malformed.place is not None
+    said = {**routing, "place": malformed.place} if of_batch else routing
+    letter = letter_without_row(routing["key"], None, malformed.problem, said)
+    letter.queue = queue
+    letter.error_code = "unreadable_message"
+    letter.sealed = cipher.seal_bytes(malformed.raw if of_batch else malformed.raw[:_KEPT_BYTES])
     return letter
 
 

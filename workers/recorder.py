@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from schemas.event import MalformedMessageError, decode
-from schemas.vocabulary import OPEN_STATUSES, Fault, Result
+from schemas.event import Malformed, decode_each
+from schemas.vocabulary import OPEN_STATUSES, Result
 from store import dead_letters as store
 from store.results import keep
 from store.settle import bury
@@ -17,7 +17,7 @@ from topology.announce import WakeUp, announce
 
 from . import results
 from .decide import MAX_STARTS
-from .letters import letter_without_row
+from .letters import unreadable
 from .persist import outlast
 from .relay import wake_up
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from topology.publisher import Publisher
 
 _log = logging.getLogger(__name__)
-_KEPT_BYTES = 64 * 1024  # of a body that nobody can read
 _OPEN = frozenset(status.value for status in OPEN_STATUSES)
 
 
@@ -56,13 +55,7 @@ class Recorder:
             self._consumer.settle(incoming)
 
     async def _record(self, incoming: Incoming) -> list[WakeUp]:
-        routing = _routing(incoming, self._queue)
-        try:
-            events = decode(incoming.body)
-        except MalformedMessageError as error:
-            problem = str(error).removeprefix("body").lstrip(": ")  # some name the body, some a field of it
-            await self._keep(incoming, f"body: {problem}", routing)
-            return []
+        events, malformed = decode_each(incoming.body)
         wakes: list[WakeUp] = []
         async with self._pool.acquire() as connection, connection.transaction():
             found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
@@ -73,22 +66,17 @@ class Recorder:
             await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
             # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
             wakes += [wake_up(row.asleep) for row in found.values() if row.status in _OPEN and row.id not in poison]
-        orphans = [event for event in events if event.row_id not in found]
-        if any(event.data is not None for event in orphans):
-            await self._keep(incoming, "an event that no worker could record", routing)
+            orphans = [event for event in events if event.row_id not in found]
+            if any(event.data is not None for event in orphans):
+                malformed = [Malformed(None, incoming.body, "an event that no worker could record")]
+            routing = _routing(incoming, self._queue)
+            cipher = self._directory.installation
+            await bury(connection, [unreadable(one, self._queue, routing, cipher) for one in malformed])
+        if malformed:
+            _log.warning("dead letters without an event", extra=about(queue=self._queue, reason=malformed[0].problem))
         elif orphans:
             _log.warning("dead wake-ups without a row", extra=about(queue=self._queue, count=len(orphans)))
         return wakes
-
-    async def _keep(self, incoming: Incoming, problem: str, routing: dict[str, Any]) -> None:
-        letter = letter_without_row(routing["key"], None, problem, routing)
-        letter.queue = self._queue
-        letter.error_class = Fault.INVALID.value
-        letter.error_code = "unreadable_message"
-        letter.sealed = self._directory.installation.seal_bytes(incoming.body[:_KEPT_BYTES])
-        async with self._pool.acquire() as connection:
-            await bury(connection, [letter])
-        _log.warning("dead letter without an event", extra=about(queue=self._queue, reason=problem))
 
 
 def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:

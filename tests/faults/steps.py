@@ -73,6 +73,7 @@ INGRESS = (
 
 INBOUND = (
     Step("inbound", "deliver", "workers.intake:Intake.take", _AROUND, 8),
+    Step("inbound", "keep", "workers.malformed:bury", _AROUND, 1, needs="junk"),
     Step("inbound", "process", "workers.inbound:InboundStage.process", _BEFORE, 3),
     Step("inbound", "alone", "workers.inbound:store.start_alone", _AROUND, 1, needs="returned"),
     Step("inbound", "load", "workers.inbound:store.load", _AROUND, 3),
@@ -157,7 +158,7 @@ SCHEDULER = (
     Step("scheduler", "letter", "workers.recorder:Recorder._record", _AROUND, 1, needs="letters"),
     Step("scheduler", "behind", "workers.recorder:store.behind_letters", _AROUND, 1, needs="letters"),
     Step("scheduler", "letter-announce", "workers.recorder:announce", _AROUND, 1, needs="letters"),
-    Step("scheduler", "bury", "workers.recorder:bury", _AROUND, 1, needs="junk"),
+    Step("scheduler", "bury", "workers.recorder:bury", _AROUND, 1, needs="letters"),
     Step("scheduler", "letter-ack", "topology.consumer:Consumer.settle", _AROUND, 1, needs="letters"),
     Step("scheduler", "letter-acked", "topology.consumer:_Session._send", _AROUND, 1, needs="letters"),
     Step("scheduler", "gauge", "workers.upkeep:relay.backlog", _AROUND, 1),

@@ -18,6 +18,7 @@ from schemas.event import Event, decode
 from simulators.bookings import deliveries, generate, truth
 from store import connections, dead_letters
 from tests.fleet import COMPANY, World
+from tests.topology.odd_frames import HOSTILE_DEATHS, give_up, publish, with_death
 from workers import inbound as workers_inbound
 
 
@@ -96,6 +97,32 @@ async def test_what_comes_by_the_exchange_in_the_wrong_way_is_kept_as_a_dead_let
         assert any(word in text for text in texts), texts
     for letter in letters:
         assert inbound.keys.installation.open_bytes(letter["sealed"])
+
+
+async def test_what_nobody_can_read_is_kept_and_the_brokers_dead_letters_go_on_whatever_it_says_of_its_deaths(
+    inbound: World,
+) -> None:
+    """RabbitMQ 3.10 dead-letters nothing more once it has given up a message with such a header."""
+    async with await aio_pika.connect(inbound.amqp_url) as connection:
+        channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
+        for name, death in HOSTILE_DEATHS.items():
+            await publish(channel, name.encode(), b"beds24.booking.odd", with_death(death))
+        await publish(channel, b"x" * 70_000, b"beds24.booking.odd")
+        await inbound.until("SELECT count(*) FROM dead_letters", equals=len(HOSTILE_DEATHS) + 1)
+        letters = await inbound.db.fetch("SELECT * FROM dead_letters")
+        kept = [inbound.keys.installation.open_bytes(letter["sealed"]).decode() for letter in letters]
+        assert sorted(kept) == sorted([*HOSTILE_DEATHS, "x" * 65_536])
+        for letter in letters:
+            assert (letter["queue"], letter["operation"]) == ("beds24.inbound", "beds24.booking.odd")
+            assert (letter["error_class"], letter["error_code"]) == ("invalid", "unreadable_message")
+            assert letter["error_message"].startswith("body: Invalid JSON")
+            assert orjson.loads(letter["routing"]) == {"queue": "beds24.inbound", "key": "beds24.booking.odd"}
+        worker, stop = inbound.tasks.pop("inbound")
+        stop.set()
+        await worker
+        await publish(channel, b"given up", b"beds24.booking.odd")
+        await give_up(channel, "beds24.inbound")
+    await inbound.until("SELECT count(*) FROM dead_letters WHERE queue = 'beds24.dlq'", equals=1)
 
 
 @pytest.mark.parametrize("came_back", [False, True])

@@ -54,6 +54,26 @@ ODD = {name: (b"plain", properties) for name, properties in _PROPERTIES.items()}
 }
 """By name: the last word of the routing key, and the properties."""
 
+HOSTILE_DEATHS = {
+    "a text": b"S" + long(b"x"),
+    "a number": b"I" + pack(">i", 7),
+    "a list of texts": b"A" + long(b"S" + long(b"x")),
+    "a list of a table without members": b"A" + long(b"F" + long(b"")),
+    "a table nested too deep": b"A" + long(b"F" + table(b"queue", nested(300))),
+}
+"""Values of a header `x-death` as no broker writes it, by what they are. 3.10 dead-letters no more once it has met one."""
+
+
+def with_death(value: bytes) -> tuple[int, bytes, bytes]:
+    """Properties with this header `x-death`."""
+    return _HEADERS, table(b"x-death", value), b""
+
+
+async def give_up(channel: AbstractChannel, queue: str) -> None:
+    """Has the broker take the next message of a queue that nobody consumes to the dead letters, as at the delivery limit."""
+    message = await channel.basic_get(queue)
+    await channel.basic_nack(message.delivery.delivery_tag, requeue=False)  # type: ignore[union-attr,arg-type]
+
 
 def header_frame(channel: int, size: int, properties: tuple[int, bytes, bytes]) -> bytes:
     flags, headers, rest = properties

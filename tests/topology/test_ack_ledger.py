@@ -25,7 +25,7 @@ class BrokerChannel(RuleBasedStateMachine):
     @precondition(lambda self: self.last_tag)
     @rule(
         data=st.data(),
-        verdict=st.sampled_from([Verdict.ACK, Verdict.ACK, Verdict.ACK, Verdict.REQUEUE, Verdict.REJECT]),
+        verdict=st.sampled_from([Verdict.ACK, Verdict.ACK, Verdict.ACK, Verdict.REQUEUE]),
     )
     def settle(self, data: st.DataObject, verdict: Verdict) -> None:
         tag = data.draw(st.integers(1, self.last_tag))
@@ -95,11 +95,11 @@ def test_what_lies_beyond_a_hole_waits_and_then_goes_singly() -> None:
 
 def test_each_run_of_one_verdict_is_one_frame_in_tag_order() -> None:
     ledger = _ledger(6)
-    for tag, verdict in enumerate([Verdict.ACK, Verdict.REJECT, Verdict.REJECT, Verdict.ACK, Verdict.ACK], start=1):
+    for tag, verdict in enumerate([Verdict.ACK, Verdict.REQUEUE, Verdict.REQUEUE, Verdict.ACK, Verdict.ACK], start=1):
         ledger.settle(tag, verdict)
     assert ledger.take(beyond_hole=False) == [
         Settlement(1, Verdict.ACK),
-        Settlement(3, Verdict.REJECT, multiple=True),
+        Settlement(3, Verdict.REQUEUE, multiple=True),
         Settlement(5, Verdict.ACK, multiple=True),
     ]
 

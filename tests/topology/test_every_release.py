@@ -50,9 +50,9 @@ async def test_a_process_needs_no_more_than_to_read_and_to_write_to_one_exchange
     async with await aio_pika.connect(worker_url) as connection:
         events = await (await connection.channel()).get_exchange(EVENTS, ensure=False)
         await events.publish(aio_pika.Message(b"x"), "beds24.a")
-    consumer.reject(await inbox.next())
-    await until_ready(channel, "beds24.dlq", 1)
+    consumer.settle(await inbox.next())
     await consumer.stop()
+    await until_ready(channel, "beds24.inbound", 0)
 
 
 async def test_one_consumer_at_a_time_has_the_routers_queue_and_the_next_goes_on_in_order(

@@ -14,7 +14,7 @@ from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 
 from tests.topology.conftest import Inbox
-from tests.topology.odd_frames import ODD, header_frame, publish
+from tests.topology.odd_frames import ODD, give_up, header_frame, publish
 from topology.apply import apply
 from topology.consumer import Consumer
 from topology.declared import VendorRoutes
@@ -93,7 +93,7 @@ async def unconfirmed(amqp_url: str) -> AsyncIterator[AbstractChannel]:
     await connection.close()
 
 
-async def test_each_of_them_is_delivered_and_rejected_and_its_neighbours_go_on(
+async def test_each_of_them_is_delivered_alive_and_dead_and_its_neighbours_go_on(
     amqp_url: str, unconfirmed: AbstractChannel
 ) -> None:
     await apply(amqp_url, SMALL)
@@ -111,8 +111,12 @@ async def test_each_of_them_is_delivered_and_rejected_and_its_neighbours_go_on(
         message, neighbour = await work.take(2)
         assert (message.body, message.redelivered) == (name.encode(), False)
         assert (neighbour.body, neighbour.redelivered) == (b"neighbour", False)
-        consumers[0].reject(message)
+        consumers[0].settle(message)
         consumers[0].settle(neighbour)
+        await consumers[0].pause()
+        await publish(unconfirmed, name.encode(), b"beds24." + last, of)
+        await give_up(unconfirmed, "beds24.inbound")
+        await consumers[0].resume()
         letter = await dead.next()
         assert (letter.body, letter.headers["x-death"][0]["queue"]) == (name.encode(), "beds24.inbound")
         consumers[1].settle(letter)

@@ -4,6 +4,7 @@ company. And what a message that came back goes through."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -61,7 +62,7 @@ class Kept:
     """What was malformed, by its place."""
 
     def __init__(self, fails: int = 0) -> None:
-        self.places: list[int] = []
+        self.places: list[int | None] = []
         self.fails = fails
 
     async def __call__(self, _: Incoming, malformed: Sequence[Malformed]) -> None:
@@ -137,4 +138,38 @@ async def test_a_message_is_done_with_when_its_malformed_events_are_kept(came_ba
         assert (verdicts.given_back, verdicts.settled) == (1, settled)
     assert kept.places == [1, 3]
     assert (stage.alone if came_back else stage.sizes) == (["a", "b"] * 2 if came_back else [2, 2])
+    await intake.drain(1)
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+async def test_what_nobody_can_read_is_done_with_when_it_is_kept(came_back: bool) -> None:
+    stage, verdicts, kept = Stage(), Verdicts(), Kept()
+    intake = Intake(stage, queue="q", keep=kept)
+    intake.attach(verdicts)  # type: ignore[arg-type]
+    for body in (b"{no event", orjson.dumps([7]), b""):
+        intake.take(Incoming(body, CONTENT_TYPE, TYPE, TYPE, None, {}, came_back, 2 if came_back else None, 1, 1))
+    await turns(16)
+    assert (kept.places, verdicts.settled, verdicts.given_back) == ([None] * 3, 3, 0)
+    assert (stage.sizes, stage.alone) == ([], [])  # nothing of it for the stage
+    await intake.drain(1)
+
+
+async def test_what_cannot_be_kept_yet_holds_up_no_batch_but_its_own() -> None:
+    """Its keeping waits for the database; more than a batch takes of what nobody can read is another batch's."""
+    stage, verdicts, away = Stage(), Verdicts(), asyncio.Event()
+
+    async def keep(_: Incoming, __: Sequence[Malformed]) -> None:
+        await away.wait()
+
+    intake = Intake(stage, queue="q", keep=keep, most=2, flights=2)
+    intake.attach(verdicts)  # type: ignore[arg-type]
+    good = message()
+    for incoming in (good, replace(good, body=b"?"), message(2)):
+        intake.take(incoming)
+    await turns()
+    assert stage.sizes == [1, 2]
+    assert verdicts.settled == 2  # its neighbour, and what came after
+    away.set()
+    await turns()
+    assert (verdicts.settled, verdicts.given_back) == (3, 0)
     await intake.drain(1)
