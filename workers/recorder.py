@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from schemas.event import Malformed, decode_each
 from schemas.vocabulary import OPEN_STATUSES, Result
 from store import dead_letters as store
@@ -94,11 +92,13 @@ def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:
 
 
 def _routing(incoming: Incoming, queue: str) -> dict[str, Any]:
-    """Where the broker had it and by which key, from its x-death header; its own key by now is the dead letters'."""
-    deaths = incoming.headers.get("x-death") or []
-    last = deaths[0] if deaths and isinstance(deaths[0], dict) else {}
+    """Where the broker had it and by which key, from its x-death header; its own key by now is the dead letters'. Anybody may have
+    written that header, so nothing of it is taken but words and numbers.
+    """
+    deaths = incoming.headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
     keys = last.get("routing-keys")
-    key = keys[0] if isinstance(keys, list) and keys else incoming.routing_key
-    facts = {"queue": last.get("queue"), "reason": last.get("reason"), "count": last.get("count")}
-    document: dict[str, Any] = orjson.loads(orjson.dumps({**facts, "dlq": queue, "key": str(key)}, default=str))
-    return document
+    key = keys[0] if isinstance(keys, list) and keys and isinstance(keys[0], str) else incoming.routing_key
+    facts = {name: last.get(name) for name in ("queue", "reason", "count")}
+    plain = {name: fact if isinstance(fact, str | int) else None for name, fact in facts.items()}
+    return {**plain, "dlq": queue, "key": key}

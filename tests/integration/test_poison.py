@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import aio_pika
+import orjson
 import pytest
 
 from ops.fleet import inbound_stage
@@ -13,7 +14,8 @@ from schemas.event import Event, encode
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
-from topology.declared import dlq
+from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
+from topology.declared import DEAD_LETTERS, dlq
 from workers.decide import MAX_STARTS
 
 
@@ -100,3 +102,36 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     assert tuple(letter) == (event_id, "beds24", "poison")
     attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
     assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS + 1} times and never ended")
+
+
+async def test_what_lies_among_the_dead_letters_is_kept_whatever_it_says_of_its_deaths(world: World) -> None:
+    """And a batch of which only a part is no event loses nothing but that part."""
+    await world.start("scheduler")
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
+        for name, death in HOSTILE_DEATHS.items():
+            await publish(channel, name.encode(), dlq("beds24").encode(), with_death(death), exchange=DEAD_LETTERS)
+    await world.until("SELECT count(*) FROM dead_letters", equals=len(HOSTILE_DEATHS))
+    letters = await world.db.fetch("SELECT operation, queue, sealed FROM dead_letters")
+    assert {world.keys.installation.open_bytes(letter["sealed"]).decode() for letter in letters} == set(HOSTILE_DEATHS)
+    assert {(letter["operation"], letter["queue"]) for letter in letters} == {("beds24.dlq", "beds24.dlq")}
+
+
+async def test_of_a_dead_batch_only_what_is_malformed_is_kept_and_the_rest_is_woken(world: World) -> None:
+    await world.start("ingress")
+    event_id = (await world.webhook(generate(31, 1, 0)[0].body)).json()["events"][0]
+    await world.until("SELECT published_at IS NOT NULL FROM channel_events")
+    await world.start("scheduler")
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await connection.channel()
+        inbound = await channel.get_queue("beds24.inbound", ensure=False)
+        await (await inbound.get()).ack()  # its wake-up is lost, and its row would be stale in a minute
+        batch = aio_pika.Message(orjson.dumps([{"id": event_id, "type": "beds24.booking.created"}, {"id": 7}]))
+        await channel.default_exchange.publish(batch, dlq("beds24"))
+        await world.until("SELECT count(*) FROM dead_letters", equals=1)
+        async with inbound.iterator(timeout=10) as messages:
+            assert orjson.loads((await anext(messages)).body)["id"] == event_id
+    letter = await world.db.fetchrow("SELECT error_message, sealed, routing FROM dead_letters")
+    assert letter["error_message"] == "id: Input should be a valid string"
+    assert orjson.loads(letter["routing"])["place"] == 1
+    assert orjson.loads(world.keys.installation.open_bytes(letter["sealed"])) == {"id": 7}

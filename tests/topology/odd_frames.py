@@ -81,16 +81,22 @@ def header_frame(channel: int, size: int, properties: tuple[int, bytes, bytes]) 
     return _frame(2, channel, pack(">HHQH", 60, 0, size, _TYPE | _MODE | flags) + content)
 
 
-def publish_frame(channel: int, key: bytes) -> bytes:
-    return _frame(1, channel, pack(">HHH", 60, 40, 0) + short(EVENTS.encode()) + short(key) + b"\x00")
+def publish_frame(channel: int, key: bytes, exchange: str = EVENTS) -> bytes:
+    return _frame(1, channel, pack(">HHH", 60, 40, 0) + short(exchange.encode()) + short(key) + b"\x00")
 
 
 async def publish(
-    channel: AbstractChannel, body: bytes, key: bytes, properties: tuple[int, bytes, bytes] = PLAIN
+    channel: AbstractChannel,
+    body: bytes,
+    key: bytes,
+    properties: tuple[int, bytes, bytes] = PLAIN,
+    exchange: str = EVENTS,
 ) -> None:
     """On a channel without confirms, which would count other publishes than the broker."""
     number = channel.number
-    frames = publish_frame(number, key) + header_frame(number, len(body), properties) + _frame(3, number, body)
+    frames = (
+        publish_frame(number, key, exchange) + header_frame(number, len(body), properties) + _frame(3, number, body)
+    )
     await channel.write_queue.put(ChannelFrame(payload=frames, should_close=False))  # type: ignore[attr-defined]
     await channel.basic_qos(prefetch_count=1)  # its answer says that the broker has read what was written before
 
