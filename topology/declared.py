@@ -69,6 +69,12 @@ def delivery_key(vendor: str, event_type: str) -> str:
     return f"deliver.{vendor}.{event_type}"
 
 
+def command_key(event_type: str) -> str:
+    """Routing key of a recorded command's wake-up. It leads to the router whatever the type: a row may have one that is no command,
+    or none any more (an action of a vendor that was taken away), and only the router can say so and end it."""
+    return event_type if matches(COMMANDS, event_type) else f"pms.{event_type}"
+
+
 def topology(vendors: Iterable[VendorRoutes], actions: Iterable[str] = ()) -> Topology:
     """All that staybus declares, for these vendors.
 

@@ -76,7 +76,6 @@ def problem_of(event: Event, actions: Collection[str], *, known: bool) -> str | 
 def no_command(event: Event, actions: Collection[str]) -> str | None:
     """Why an event is no command, or None. actions: types of vendors that are commands, too"""
     if not event.type.startswith(_FAMILY) and event.type not in actions:
-        # A row of it would never come back here: its type is the key by which rows are woken.
         return f"type: {event.type} is no command; those begin with {_FAMILY}"
     if event.data is None:
         return "data: missing; a command carries its data as a JSON object"

@@ -27,7 +27,7 @@ from store.seal import SealError
 from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
-from topology.declared import ROUTER_QUEUE, delivery_key, inbound_queue, outbound_queue
+from topology.declared import ROUTER_QUEUE, command_key, delivery_key, inbound_queue, outbound_queue
 
 from .commands import command_row, no_command
 from .tell import publish
@@ -293,7 +293,10 @@ def queue_of(row: Asleep) -> str:
 
 
 def wake_up(row: Asleep) -> WakeUp:
-    key = delivery_key(row.vendor, row.event_type) if row.vendor else row.event_type
+    if row.inbound:
+        key = row.event_type
+    else:
+        key = delivery_key(row.vendor, row.event_type) if row.vendor else command_key(row.event_type)
     return WakeUp(row.id, row.company_id, row.event_type, key, row.trace, row.connection_id if row.vendor else None)
 
 

@@ -214,3 +214,17 @@ async def test_a_delivery_that_cannot_be_recorded_is_not_lost_silently(world: Wo
     assert failed.data["deliveryId"] == command["id"]
     assert f"another event has {command['id']}@{CONNECTION}" in failed.data["error"]
     await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
+
+
+@pytest.mark.parametrize("type_", ["foo.bar", "beds24.booking.modified", "core.command.failed"])
+async def test_an_event_of_a_foreign_type_that_an_earlier_release_recorded_is_parked(
+    world: World, core: CorePms, type_: str
+) -> None:
+    """Its type is no key that leads to the router, whom it waits for."""
+    await record(world, said("B-30", type_), said("B-31"))
+    told = await core.wait_for(lambda e: e.type == "core.command.failed")
+    assert (told.data["fault"], told.data["command"]) == ("invalid", type_)
+    await core.wait_for(lambda e: e.type == "core.command.succeeded" and e.subject == "B-31")
+    letter = await world.db.fetchrow("SELECT operation, error_message, owner FROM dead_letters")
+    assert (letter["operation"], letter["owner"]) == (type_, "tenant")
+    assert letter["error_message"].startswith(f"type: {type_} is not a command; known: pms.")

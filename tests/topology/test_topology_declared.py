@@ -9,6 +9,7 @@ from topology.declared import (
     UNHEARD,
     UNROUTABLE,
     VendorRoutes,
+    command_key,
     delivery_key,
     dlq,
     inbound_queue,
@@ -127,6 +128,7 @@ def test_of_the_real_shape_no_key_lands_twice(vendor: str, rest: str) -> None:
         assert len(lands_in(declared, key)) == expected(key)
     for event_type in (rest, f"{vendor}.{rest}", f"pms.{rest}"):
         assert lands_in(declared, delivery_key(vendor, event_type)) == {outbound_queue(vendor)}
+        assert lands_in(declared, command_key(event_type)) == {ROUTER_QUEUE}
 
 
 @pytest.mark.parametrize(
