@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ops.stack.errors import StackError
+from schemas.commands import COMMANDS
 from schemas.ids import derived, uuid7
 from schemas.vocabulary import Result
 from store import dead_letters, events, inbound, ingest, migrate, outbound, relay, results, retention
@@ -219,7 +220,7 @@ async def gauge(place: Place, spent: Spent) -> int:
     """Scheduler: the gauges of what waits."""
     with spent.timing():
         await relay.backlog(place.db)
-        await relay.open_letters(place.db)
+        await relay.open_letters(place.db, COMMANDS)
     return 1
 
 

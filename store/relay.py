@@ -10,7 +10,7 @@ from uuid import UUID
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import asyncpg
 
@@ -136,5 +136,6 @@ async def backlog(connection: Connection) -> asyncpg.Record:
     return row
 
 
-async def open_letters(connection: Connection) -> list[asyncpg.Record]:
-    return list(await connection.fetch(_SQL["open_letters"]))
+async def open_letters(connection: Connection, known: Collection[str]) -> list[asyncpg.Record]:
+    """By vendor, owner and operation. known: types of commands; what else a stranger calls his events is `other`"""
+    return list(await connection.fetch(_SQL["open_letters"], list(known)))

@@ -7,6 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
+from adapters.port import actions
+from schemas.commands import COMMANDS
 from store import connections, limits, relay
 from store.pool import is_outage
 from store.seal import SealError
@@ -39,6 +41,7 @@ class Upkeep:
         self._pool = pool
         self._directory = directory
         self._sessions = sessions
+        self._operations = {*COMMANDS, *actions(sessions.adapters)}
         self._depths = depths
         self._pause = pause
         self._known_letters: set[tuple[str, str, str]] = set()
@@ -65,7 +68,7 @@ class Upkeep:
     async def gauge(self) -> None:
         async with self._pool.acquire() as connection:
             backlog = await relay.backlog(connection)
-            letters = await relay.open_letters(connection)
+            letters = await relay.open_letters(connection, self._operations)
             circuits = await limits.open_circuits(connection)
         metrics.UNPUBLISHED.set(backlog["unpublished"])
         metrics.DEAD_LETTER_OLDEST.set(backlog["oldest_letter"] or 0)

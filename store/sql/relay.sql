@@ -121,5 +121,8 @@ SELECT
           AND (status <> 'failed' OR lane_policy = 'hold')) AS lane_age -- any other failed one holds nobody
 
 -- name: open_letters
-SELECT COALESCE(vendor, 'none') AS vendor, owner, operation, count(*) AS n FROM dead_letters
-WHERE status IN ('pending', 'retrying') GROUP BY 1, 2, 3
+-- With a vendor, the type is its adapter's word, or a command's that it takes; without one it may be anybody's, of which only
+-- those in $1 are told apart.
+SELECT COALESCE(vendor, 'none') AS vendor, owner,
+       CASE WHEN vendor IS NOT NULL OR operation = ANY ($1::text[]) THEN operation ELSE 'other' END AS operation, count(*) AS n
+FROM dead_letters WHERE status IN ('pending', 'retrying') GROUP BY 1, 2, 3
