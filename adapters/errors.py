@@ -8,7 +8,7 @@
     ├── Unsupported          this cannot be said to this vendor; raised before any request
     ├── Misconfigured        credentials or settings; stops this connection, not the fleet
     │   ├── NoCredentials    … none are set: this connection only listens
-    │   └── Unauthorized     … the access token was not accepted: renew it once, then Misconfigured
+    │   └── Unauthorized     … the access token was not accepted, nor was a new one: try again later, it may not be known everywhere
     ├── Unmapped             an id of ours has no counterpart at the vendor (or the reverse)
     └── Malformed            a vendor's document that cannot be what it claims: says which field
 
@@ -68,7 +68,7 @@ class NoCredentials(Misconfigured):
 
 
 class Unauthorized(Misconfigured):
-    """401 for the access token that was used."""
+    """401 for the access token that was used, and for the one in its place."""
 
 
 class Unmapped(AdapterError):  # noqa: N818

@@ -277,7 +277,7 @@ class Session(Protocol):
         ...
 
     async def renew_token(self, refused: str) -> str:
-        """After a 401 for `refused`: a newer one. raises Misconfigured, Transient"""
+        """After a 401 for `refused`: a newer one. raises Misconfigured (Unauthorized if it is too new to be replaced), Transient"""
         ...
 
     def spent(self, budget: Budget) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, Unauthorized
 from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
 from topology.retry import RetryPolicy, delay
@@ -14,8 +14,8 @@ from .outcome import Park, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What may come out differently the next time, beside a refusal for the rate limit. All else needs a person, a mapping or a
-# mended program.
+# What may come out differently the next time, beside a refusal for the rate limit and of a new access token. All else needs a
+# person, a mapping or a mended program.
 RETRIED = frozenset({Fault.TRANSIENT, Fault.UNKNOWN})
 
 _OWNERS = {
@@ -34,6 +34,7 @@ _OWNERS = {
 
 SOONEST = 3.0  # seconds after a refusal for the rate limit, whatever the vendor says
 LONGEST = 3600.0  # seconds that a vendor's word puts anything off
+SETTLES = 10.0  # seconds at least until a new access token that was refused is tried again: not all servers hear of it at once
 SPREAD = 0.2  # what was refused together comes back over this share of its wait
 
 MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
@@ -61,8 +62,11 @@ def decide(
     fault, message, code, after = _read(error)
     if fault is Fault.RATE_LIMITED:
         return Retry(fault, message, max(after, SOONEST) * (1 + SPREAD * random()), code)
-    if fault in RETRIED and attempt < max_attempts and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK):
-        return Retry(fault, message, max(delay(policy, attempt - 1, random), after), code)
+    unsettled = isinstance(error, Unauthorized)
+    again = fault in RETRIED and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK)
+    if (again or unsettled) and attempt < max_attempts:
+        least = SETTLES if unsettled else 0.0
+        return Retry(fault, message, max(delay(policy, attempt - 1, random), after, least), code)
     return Park(fault, message, _OWNERS[fault], code, error.place if isinstance(error, AdapterError) else None)
 
 

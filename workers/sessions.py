@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from adapters.errors import Misconfigured, Transient
+from adapters.errors import Misconfigured, Transient, Unauthorized
 from store import connections
 from store.pool import is_outage
 
@@ -28,6 +28,9 @@ NO_CREDENTIALS = frozenset({TOKEN, "webhook_secret"})  # secrets of which no acc
 EARLY = timedelta(minutes=5)
 # So long a token is taken to be the one that is stored: an operator who replaces a credential ends it there.
 FRESH = timedelta(seconds=2)
+# So long what came in place of a refused token is not replaced as well: the vendor may not know it everywhere yet, and one that
+# refuses whatever it grants is not to be asked for more with each call. Less than two retries take (workers.decide.SETTLES).
+SETTLING = timedelta(seconds=15)
 PAUSE = 0.1  # seconds between looks whether another process has renewed a token
 RENEWAL = 45.0  # seconds that asking for one may take; longer than any call
 LEASE = 60.0  # seconds for which it is ours to ask, and to store what it brings
@@ -72,6 +75,9 @@ class Tokens:
         self._now = now
         self._sleep = sleep
         self._cache: dict[str, _Token] = {}
+        self._replacements: dict[
+            str, tuple[str, datetime]
+        ] = {}  # the last one that came in place of a refused one, and when
         self._asking: dict[tuple[str, str | None], asyncio.Task[str]] = {}
 
     async def current(self, adapter: Adapter, known: Known) -> str:
@@ -83,9 +89,23 @@ class Tokens:
         return await self._shared(adapter, known, refused=None)
 
     async def renewed(self, adapter: Adapter, known: Known, refused: str) -> str:
-        """After the vendor refused a token: the newer one that another process got, or a new one."""
-        self._cache.pop(known.connection.id, None)
-        return await self._shared(adapter, known, refused)
+        """After the vendor refused a token: the newer one that another process got, or a new one.
+
+        raises  Misconfigured, Transient; Unauthorized while the refused one is too new to be replaced
+        """
+        connection = known.connection
+        last, came_at = self._replacements.get(connection.id, (None, datetime.min.replace(tzinfo=UTC)))
+        if refused == last and self._now() - came_at < SETTLING:
+            raise Unauthorized(
+                f"{connection.vendor}: the access token is not accepted, nor was the one before it; "
+                "if it stays so, set the connection's credential anew",
+                code="token",
+            )
+        self._cache.pop(connection.id, None)
+        token = await self._shared(adapter, known, refused)
+        if token != last:
+            self._replacements[connection.id] = token, self._now()
+        return token
 
     async def stop(self) -> None:
         """Ends what nobody waits for any more."""

@@ -328,7 +328,9 @@ def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Se
         said = where if status >= 500 else f"{where}: not an answer of the API; if it stays so, check base_url"
         failure = Transient(said, code=code) if safe else Unknown(f"{said}; it may have been done", code=code)
     elif status == 401:
-        failure = Unauthorized(f"{where}: the token is not accepted, nor is a new one", code=code)
+        failure = Unauthorized(
+            f"{where}: the token is not accepted, nor is a new one; if it stays so, create a new invite code", code=code
+        )
     elif status == 403:
         failure = Misconfigured(f"{where}: not allowed; check the token's scopes and IP white list", code=code)
     else:

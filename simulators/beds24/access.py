@@ -65,6 +65,7 @@ class Access:
     clock: Clock
     rng: random.Random
     token_life: timedelta = TOKEN_LIFE
+    settling: timedelta = timedelta(0)  # so long a new token is refused: not all servers of a vendor hear of it at once
     invites: dict[str, Invite] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class Access:
             return None
         now = self.clock()
         ends = token.expires if token.expires is not None else token.last_used + LONG_LIFE_IDLE
-        if ends <= now:
+        if ends <= now or now < token.created + self.settling:
             return None
         token.last_used = now
         return token

@@ -113,6 +113,17 @@ async def test_an_expired_token_is_renewed_on_the_way(whole: World) -> None:
     assert {"access_token", "refresh_token"} <= stored
 
 
+async def test_a_hint_outlasts_a_token_that_the_vendor_does_not_know_everywhere_yet(whole: World) -> None:
+    booking, access = book(whole), whole.sim.account.access
+    access.settling = timedelta(hours=1)
+    await whole.webhook({"booking": {"id": booking["id"]}})
+    await whole.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+    access.settling = timedelta(0)
+    await whole.db.execute("UPDATE channel_events SET next_attempt_at = now()")
+    await whole.until("SELECT count(*) FROM int_reservations", equals=1)
+    assert await whole.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
 async def test_without_personal_data_a_known_guest_is_kept(whole: World) -> None:
     booking = book(whole)
     await whole.webhook(whole.sim.account.webhook_body(booking["id"]))

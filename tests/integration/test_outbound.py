@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -320,6 +321,40 @@ async def test_what_a_stranger_puts_into_the_properties_stops_nobody_s_commands(
     letters = await world.db.fetch("SELECT sealed FROM dead_letters")
     kept = {world.keys.installation.open_bytes(letter["sealed"]).decode() for letter in letters}
     assert kept == set(ODD)
+
+
+async def test_a_token_that_the_vendor_does_not_know_everywhere_yet_costs_no_more_than_time(
+    world: World, core: CorePms
+) -> None:
+    access = world.sim.account.access
+    access.settling = timedelta(hours=1)
+    await create(core, "B-26")
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+    assert (
+        await world.db.fetchval("SELECT error_class FROM channel_events WHERE status = 'retrying'") == "misconfigured"
+    )
+    access.settling = timedelta(0)
+    await world.db.execute("UPDATE channel_events SET next_attempt_at = now() WHERE status = 'retrying'")
+    await core.wait_for(lambda e: e.type == "core.command.succeeded")
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert len(world.sim.account.bookings) == 1
+
+
+async def test_a_token_that_stays_refused_is_a_dead_letter_of_the_tenant_and_few_are_asked_for(
+    world: World, core: CorePms
+) -> None:
+    world.sim.account.access.settling = timedelta(hours=1)
+    for number in range(5):
+        await create(core, f"B-27{number}")
+    async with asyncio.timeout(30):
+        while await world.db.fetchval("SELECT count(*) FROM dead_letters") < 5:
+            await world.db.execute("UPDATE channel_events SET next_attempt_at = now() WHERE status = 'retrying'")
+            await asyncio.sleep(0.02)
+    letters = await world.db.fetch("SELECT error_class, owner, attempts, error_message FROM dead_letters")
+    assert {tuple(letter)[:3] for letter in letters} == {("misconfigured", "tenant", 3)}
+    assert all("is not accepted, nor" in letter["error_message"] for letter in letters)
+    asked = [call for call in world.sim.account.calls if "authentication" in call.operation]
+    assert len(asked) == 2, "the first one, and the one in its place"
 
 
 async def test_a_refused_item_inside_a_201_is_a_dead_letter_of_the_tenant(world: World, core: CorePms) -> None:

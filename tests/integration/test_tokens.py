@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adapters.errors import Transient
+from adapters.errors import Transient, Unauthorized
 from adapters.registry import adapter
 from adapters.transport import HttpTransport
 from simulators.beds24.faults import Fault, FaultKind
@@ -20,7 +20,7 @@ from store.clock import Clock
 from store.directory import Directory, Known
 from store.pool import open_pool
 from tests.fleet import CONNECTION, World
-from workers.sessions import FRESH, LEASE, PAUSE, Tokens
+from workers.sessions import FRESH, LEASE, PAUSE, SETTLING, Tokens
 
 if TYPE_CHECKING:
     from store.pool import Pool
@@ -84,6 +84,26 @@ async def test_a_token_that_was_refused_is_renewed_once_for_all_who_were_refused
     assert len(set(new)) == 1
     assert new[0] != refused
     assert ground.asked() == [SETUP, REFRESH]
+
+
+async def test_what_came_in_place_of_a_refused_token_is_given_time_before_it_is_replaced_as_well(
+    ground: Ground,
+) -> None:
+    """A vendor that refuses whatever it grants is not asked for more with each call."""
+    processes = [(await ground.process())[0] for _ in range(2)]
+    first = await processes[0].current(BEDS24, ground.known)
+    (second,) = {await tokens.renewed(BEDS24, ground.known, first) for tokens in processes}
+    for tokens in processes:
+        for _ in range(3):
+            with pytest.raises(Unauthorized, match="nor was the one before"):
+                await tokens.renewed(BEDS24, ground.known, second)
+        assert await tokens.renewed(BEDS24, ground.known, first) == second  # who had the first one may try it
+        assert await tokens.current(BEDS24, ground.known) == second
+    assert ground.asked() == [SETUP, REFRESH]
+    now = processes[0]._now
+    processes[0]._now = lambda: now() + SETTLING
+    assert await processes[0].renewed(BEDS24, ground.known, second) != second
+    assert ground.asked() == [SETUP, REFRESH, REFRESH]
 
 
 async def test_after_the_death_of_who_renews_another_does_when_its_lease_is_over(ground: Ground) -> None:

@@ -8,7 +8,7 @@ from adapters import errors
 from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
 from topology.retry import POLICIES
-from workers.decide import LONGEST, SOONEST, SPREAD, decide
+from workers.decide import LONGEST, SETTLES, SOONEST, SPREAD, decide
 from workers.outcome import Park, Retry
 
 POLICY = POLICIES["channel_event"]
@@ -43,7 +43,6 @@ def test_what_may_come_out_differently_is_tried_again_until_the_budget_is_used_u
         (errors.Rejected("x", code="1"), Fault.REJECTED),
         (errors.Unsupported("x"), Fault.UNSUPPORTED),
         (errors.Misconfigured("x"), Fault.MISCONFIGURED),
-        (errors.Unauthorized("x"), Fault.MISCONFIGURED),
         (errors.Unmapped("x"), Fault.UNMAPPED),
         (errors.Malformed("a.b", "x"), Fault.INVALID),
     ],
@@ -52,6 +51,13 @@ def test_what_needs_a_person_is_parked_at_once_for_the_tenant(error: errors.Adap
     found = outcome(error)
     assert isinstance(found, Park)
     assert (found.fault, found.owner, found.code) == (fault, Owner.TENANT, error.code)
+
+
+def test_a_token_that_is_refused_as_well_is_a_persons_matter_only_when_it_stays_so() -> None:
+    """Not all servers of a vendor know a token at once that one of them has just granted."""
+    for attempt in (1, 2):
+        assert outcome(errors.Unauthorized("x", code="401"), attempt) == Retry(Fault.MISCONFIGURED, "x", SETTLES, "401")
+    assert outcome(errors.Unauthorized("x", code="401"), 3) == Park(Fault.MISCONFIGURED, "x", Owner.TENANT, "401")
 
 
 def test_the_place_goes_along_to_the_dead_letter() -> None:
