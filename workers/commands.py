@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from schemas.commands import InvalidCommandError, parse_command
+from schemas.commands import COMMANDS, CommandData, InvalidCommandError, Period, parse_command
 from store.outbound import CommandRow
 from store.seal import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from uuid import UUID
 
     from schemas.event import Event
+    from store.overlay import Paths
 
 PERSONAL = (("guest",), ("notes",), ("reason",))  # of a command's data
+_MODELS: tuple[type[CommandData], ...] = (*COMMANDS.values(), Period)
+_MEMBERS = frozenset(
+    name for model in _MODELS for member, field in model.model_fields.items() for name in (member, field.alias)
+)
 _FAMILY = "pms."
 _NUL = "\0"
 
@@ -54,6 +59,23 @@ def _entity(event_type: str, data: dict[str, Any]) -> tuple[str | None, str | No
     except InvalidCommandError:
         return None, None
     return kind.value, internal
+
+
+def personal_of(*said: Mapping[str, Any]) -> Paths:
+    """What of commands' data, or of edits of it, is shown to nobody, also where it does not fit: of a member that no command has,
+    here or inside, nobody can tell what it holds.
+    """
+    members = [member for data in said for member in data.items()]
+    strange = tuple((name,) for name, value in members if not _MEMBERS.issuperset((name, *_names(value))))
+    return tuple(dict.fromkeys(PERSONAL + strange))
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Of all members in it."""
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _names(inner)
 
 
 def company_of(event: Event) -> str:

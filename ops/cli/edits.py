@@ -166,7 +166,7 @@ async def _load(id_: UUID) -> _Subject:
         row,
         original,
         overlay,
-        _personal(row, known.connection if known else None),
+        _personal(row, known.connection if known else None, original, overlay),
         cipher,
         known.connection if known else None,
     )
@@ -181,11 +181,11 @@ def _check_rests(row: Mapping[str, Any]) -> None:
     )
 
 
-def _personal(row: Mapping[str, Any], connection: Connection | None) -> Paths:
+def _personal(row: Mapping[str, Any], connection: Connection | None, *said: Mapping[str, Any]) -> Paths:
     if row["direction"] == "outbound":
-        from workers.commands import PERSONAL
+        from workers.commands import personal_of
 
-        return PERSONAL
+        return personal_of(*said)
     from adapters.registry import adapter
 
     if connection is None:

@@ -13,6 +13,7 @@ import pytest
 from ops.cli.edits import mask, reveal
 from ops.cli.output import Refused
 from schemas.ids import uuid7
+from store.seal import KeyFile
 
 from .conftest import audited
 
@@ -168,8 +169,6 @@ async def test_an_editor_sees_guests_data_covered_and_gives_it_back(
     assert stat.S_IMODE(int(mode, 8)) == 0o700
     sealed = await db.fetchrow("SELECT overlay_sealed, overlay FROM dead_letters")
     assert sealed is not None
-    from store.seal import KeyFile
-
     wrapped = await db.fetchval("SELECT data_key FROM companies WHERE id = 'acme'")
     opened = KeyFile.read(folder / ".staybus/key").cipher("acme", wrapped).open(sealed["overlay_sealed"])
     assert opened == {"guest": {"firstName": "Bea", "lastName": "Ann"}}
@@ -263,6 +262,47 @@ async def test_an_editor_cannot_put_guests_data_where_it_is_not_sealed(
         assert "reference.ours.0: (sealed 1) stands for guests' data" in told.err
         assert "Unmistakable" not in told.out + told.err
     assert await overlay(db) == {"adults": 2}
+
+
+async def test_of_a_command_that_does_not_fit_only_what_commands_have_is_shown(
+    acme: Cli, db: Db, failed: Fail, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it holds what is a guest's nobody can tell; it can be moved to where it belongs, unseen."""
+    event, letter = await failed(error="invalid", operation="pms.booking.update")
+    said = {
+        "reservationId": "R1",
+        "check_in": "2027-05-01",
+        "adults": "two",
+        "customer": "Roe-Unmistakable",
+        "status": {"of": "Roe-Unmistakable"},
+        "rooms": [{"guest": {"lastName": "Roe-Unmistakable"}, "beds": 2}],
+    }
+    wrapped = await db.fetchval("SELECT data_key FROM companies WHERE id = 'acme'")
+    sealed = KeyFile.read(folder / ".staybus/key").cipher("acme", wrapped).seal(said)
+    await db.execute("UPDATE channel_events SET payload = '{}', sealed = $2 WHERE id = $1", event, sealed)
+    shown = json.loads((await acme("dlq", "edit", str(letter), "--set", "adults=2", "--dry-run", code=1)).out)
+    assert shown == {
+        "reservationId": "R1",
+        "check_in": "2027-05-01",
+        "adults": 2,
+        "customer": "(sealed 1)",
+        "status": {"of": "(sealed 2)"},
+        "rooms": [{"guest": {"lastName": "(sealed 3)"}, "beds": "(sealed 4)"}],
+    }
+    script = folder / "editor.py"
+    script.write_text(
+        "import json, pathlib, sys; p = pathlib.Path(sys.argv[1]); d = json.loads(p.read_text())\n"
+        "assert 'Unmistakable' not in p.read_text()\n"
+        "d['guest'] = {'lastName': d.pop('customer')}; d['adults'] = 2; del d['status'], d['rooms']\n"
+        "p.write_text(json.dumps(d))\n"
+    )
+    monkeypatch.setenv("EDITOR", f"{sys.executable} {script}")
+    monkeypatch.delenv("VISUAL", raising=False)
+    told = await acme("dlq", "edit", str(letter), "--editor")
+    assert "it can be read: pms.booking.update about reservation R1" in told.err
+    assert "Unmistakable" not in told.out + told.err
+    assert await overlay(db) == {"adults": 2, "customer": None, "status": None, "rooms": None}
+    assert "Unmistakable" not in (await acme("dlq", "edit", str(letter), "--clear", "--dry-run")).out
 
 
 def test_covered_values_come_back_wherever_among_their_own_they_were_moved_to() -> None:
