@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from store import connections
-from store.pool import is_outage
 
 from .problems import Problem
 
@@ -25,17 +24,12 @@ class Caller:
 
 
 async def authorise(request: Request, pool: Pool, scope: str) -> Caller:
-    """raises Problem 401 (no or unknown key), 403 (known key without the scope), 503"""
+    """raises Problem 401 (no or unknown key), 403 (known key without the scope)"""
     kind, _, key = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not key.strip():
         raise _unknown("send `Authorization: Bearer <api key>`; `staybus apikey create` makes one")
-    try:
-        async with pool.acquire() as connection:
-            found = await connections.find_api_key(connection, key.strip())
-    except Exception as error:
-        if not is_outage(error):
-            raise
-        raise Problem(503, "database-away", "try again", retry_after=5) from error
+    async with pool.acquire() as connection:
+        found = await connections.find_api_key(connection, key.strip())
     if found is None:
         raise _unknown("this API key is not known or was revoked")
     if scope not in found.scopes:

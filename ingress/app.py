@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import asyncpg
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -12,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .problems import Problem, on_error, on_http_exception, on_problem, response
+from store.pool import OUTAGES
+
+from .problems import Problem, on_error, on_http_exception, on_outage, on_problem, response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -73,7 +76,12 @@ def create_app(
             Route("/admin/dead-letters/{id}/abandon", admin.abandon, methods=["POST"]),
             *health_routes(ready),
         ],
-        exception_handlers={Problem: on_problem, HTTPException: on_http_exception, Exception: on_error},
+        exception_handlers={
+            **dict.fromkeys((*OUTAGES, asyncpg.InterfaceError), on_outage),
+            Problem: on_problem,
+            HTTPException: on_http_exception,
+            Exception: on_error,
+        },
     )
     return Ingress(webhooks, rest)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
+from store.pool import is_outage
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,6 +62,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     problem = Problem(status, code, detail)
     problem.headers = dict(exception.headers or {})
     return response(problem)
+
+
+async def on_outage(_request: Request, error: Exception) -> Response:
+    if not is_outage(error):
+        raise error
+    return response(Problem(503, "database-away", "try again", retry_after=5))
 
 
 async def on_error(_request: Request, error: Exception) -> Response:

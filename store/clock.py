@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .pool import OUTAGES
+from telemetry.logs import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .pool import Pool
+
+_log = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds; in that time two clocks that nobody sets drift apart by a few milliseconds at most
 
@@ -38,13 +40,17 @@ class Clock:
 
     async def look(self) -> None:
         """raises what asyncpg raises when the database is away"""
-        asked = self._monotonic()
-        told: datetime = await self._pool.fetchval("SELECT clock_timestamp()")
-        self._zero = told - timedelta(seconds=(asked + self._monotonic()) / 2)
+        async with self._pool.acquire() as connection:  # to wait for one is not the answer's way
+            asked = self._monotonic()
+            told: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            answered = self._monotonic()
+        self._zero = told - timedelta(seconds=(asked + answered) / 2)
 
     async def keep(self) -> None:
         """Looks again now and then, for as long as it runs."""
         while True:
             await asyncio.sleep(EVERY)
-            with suppress(*OUTAGES):
+            try:
                 await self.look()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it goes on as it did, and looks again
+                _log.warning("the database's time is not known anew", extra=about(error_type=type(error).__name__))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from .pool import is_outage
+from telemetry.logs import about
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -44,10 +44,10 @@ class Marks:
         try:
             async with self._pool.acquire() as connection:
                 await self._write(connection, ids)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            _log.warning("marks not written; the relay wakes these rows again")
+        except Exception as error:  # noqa: BLE001 - whatever it is, those that come after are written
+            _log.warning(
+                "marks not written; the relay wakes these rows again", extra=about(error_type=type(error).__name__)
+            )
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -57,7 +57,9 @@ class Marks:
         await self.flush()
 
     async def _later(self) -> None:
-        while self._ids:
-            await asyncio.sleep(self._pause)
-            await self.flush()
-        self._task = None
+        try:
+            while self._ids:
+                await asyncio.sleep(self._pause)
+                await self.flush()
+        finally:
+            self._task = None

@@ -33,6 +33,8 @@ OUTAGES = (
     asyncpg.exceptions.LockNotAvailableError,
     asyncpg.exceptions.ReadOnlySQLTransactionError,  # a standby after a failover
     asyncpg.exceptions.InvalidAuthorizationSpecificationError,  # a password being rotated
+    asyncpg.exceptions.InvalidCatalogNameError,  # the database is being restored
+    asyncpg.exceptions.ObjectNotInPrerequisiteStateError,  # … or taken out of service: it lets nobody in
     asyncpg.InternalClientError,  # a session that was ended in the middle of an exchange leaves the client's protocol so
 )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
+
+from telemetry.logs import about
 
 from .pool import is_outage
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     Own = asyncpg.Connection[asyncpg.Record]
 
 ANSWER = 5.0  # seconds
+
+_log = logging.getLogger(__name__)
 
 
 class Session(ABC):
@@ -73,16 +78,18 @@ class Session(ABC):
                 return
             try:
                 await connection.execute("SELECT 1", timeout=ANSWER)
-            except Exception as error:
-                if not is_outage(error):
-                    raise
+            except Exception as error:  # noqa: BLE001 - see _open_at_last
+                self._tell(error)
                 return
 
     async def _open_at_last(self) -> Own:
         while True:
             try:
                 return await self._open()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
+            except Exception as error:  # noqa: BLE001 - whatever is said: who gave up would be taken for dead, or hear no bell, for good
+                self._tell(error)
                 await asyncio.sleep(self._pause)
+
+    def _tell(self, error: Exception) -> None:
+        if not is_outage(error):
+            _log.warning("session lost, trying again", extra=about(session=self._name, error_type=type(error).__name__))

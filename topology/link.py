@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import AbstractChannel as RawChannel
-from aiormq.exceptions import AMQPError, ChannelClosed
+from aiormq.exceptions import ChannelClosed
 from yarl import URL
 
 from topology.acks import Transport
@@ -113,7 +113,7 @@ async def disconnect(connection: AbstractConnection, patience: float = PATIENCE)
 
 async def _close(closable: AbstractChannel | AbstractConnection, patience: float) -> None:
     # Closing what is already broken fails in as many ways as there are to break; the broker closes its side by itself.
-    with suppress(AMQPError, OSError, RuntimeError):
+    with suppress(Exception):
         async with asyncio.timeout(patience):
             with losses_as_errors():
                 await closable.close()

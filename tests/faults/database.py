@@ -117,6 +117,17 @@ async def no_connections_left(ground: Ground, load: Load) -> None:
                 connection.terminate()
 
 
+async def nobody_let_in(ground: Ground, load: Load) -> None:
+    """As while the database is restored, or taken out of service."""
+    async with _admin(ground) as admin:
+        await admin.execute(f"ALTER DATABASE {_name(ground)} ALLOW_CONNECTIONS false")
+        try:
+            await _end_ours(admin, ground)
+            await asyncio.sleep(1.5)
+        finally:
+            await admin.execute(f"ALTER DATABASE {_name(ground)} ALLOW_CONNECTIONS true")
+
+
 async def pool_waits(ground: Ground, load: Load) -> None:
     """Every session of ours waits for a table's lock, so that their pools are empty."""
     async with ground.pool.acquire() as connection, connection.transaction():
@@ -306,6 +317,7 @@ FAULTS = (
     Fault("database", "some-sessions-ended", some_sessions_ended),
     Fault("database", "statements-cancelled", statements_cancelled),
     Fault("database", "no-connections-left", no_connections_left),
+    Fault("database", "nobody-let-in", nobody_let_in),
     Fault("database", "pool-waits", pool_waits),
     Fault("database", "lock-timeouts", lock_timeouts),
     Fault("database", "read-only", read_only),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from store.clock import Clock
 
@@ -11,7 +13,7 @@ THEN = datetime(2027, 3, 1, 12, tzinfo=UTC)
 
 
 class Database:
-    """Answers with its time, after a second each way. seconds: of the monotonic clock"""
+    """Answers with its time, after a second each way; before that it is waited for. seconds: of the monotonic clock"""
 
     def __init__(self) -> None:
         self.time, self.seconds = THEN, 1000.0
@@ -19,6 +21,11 @@ class Database:
     def pass_by(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
         self.seconds += seconds
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Self]:
+        self.pass_by(30)
+        yield self
 
     async def fetchval(self, _sql: str) -> datetime:
         self.pass_by(1)
