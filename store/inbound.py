@@ -92,6 +92,14 @@ class Stored:
     told: Batch | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """What is stored of a reservation, by the names of Reservation. told_at: when the core was told of it last; None: never"""
+
+    fields: Mapping[str, Any]
+    told_at: datetime | None
+
+
 async def load(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, InboundRow]:
     return {row["id"]: InboundRow(*row) for row in await connection.fetch(_SQL["load"], ids)}
 
@@ -138,19 +146,21 @@ async def lock_open(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
 
 async def own_writes_by_marker(
     connection: Connection, connection_ids: Sequence[str], markers: Sequence[str]
-) -> dict[str, tuple[dict[str, Any], datetime]]:
+) -> dict[str, str]:
+    """Of each marker what InboundRow.own_writes is of an entity."""
     rows = await connection.fetch(_SQL["own_writes_by_marker"], connection_ids, markers)
-    return {row["marker"]: (orjson.loads(row["expected"]), row["written_at"]) for row in rows}
+    return {row["marker"]: row["own_writes"] for row in rows}
 
 
-async def stored_states(
-    connection: Connection, keys: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """keys: (connection id, external id). What is stored of these, by the names of Reservation; locked."""
+async def stored_states(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredState]:
+    """keys: (connection id, external id). What is stored of these; locked."""
     if not keys:
         return {}
     rows = await connection.fetch(_SQL["stored_states"], *zip(*keys, strict=True))
-    return {(row["connection_id"], row["external_id"]): dict(list(row.items())[2:]) for row in rows}
+    return {
+        (row["connection_id"], row["external_id"]): StoredState(dict(list(row.items())[3:]), row["told_at"])
+        for row in rows
+    }
 
 
 async def apply_states(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from schemas.commands import BookingCancel, BookingCreate, BookingUpdate
 from schemas.vocabulary import EntityType, ReservationStatus
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
     from adapters.port import Command
     from schemas.entities import Reservation, Sourced
+    from store.inbound import StoredState
 
 # The vendor's clock may differ from ours and its answer may come late; a person's change that says exactly what we said
 # within this time has nothing to tell either.
@@ -41,30 +45,64 @@ def expected(command: Command) -> dict[str, Any] | None:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def said_near(sourced: Sourced[Reservation], writes: Iterable[tuple[Mapping[str, Any], datetime]]) -> dict[str, Any]:
-    """What our writes (expected fields, when) near the time of this state say together: of each field the latest word."""
+@dataclass(frozen=True, slots=True)
+class OwnWrite:
+    """What we wrote to an entity.
+
+    fields      see `expected`
+    written_at  just before the call, of several the last
+    said_at     when the command was recorded: the core knows since then, though it may be written much later
+    """
+
+    fields: Mapping[str, Any]
+    written_at: datetime
+    said_at: datetime
+
+
+def own_writes_of(text: str | None) -> list[OwnWrite]:
+    """text: as store.inbound has it"""
+    return [
+        OwnWrite(
+            write["expected"],
+            datetime.fromisoformat(write["written_at"]),
+            # The command's row may be gone.
+            datetime.fromisoformat(write["said_at"] or write["written_at"]),
+        )
+        for write in (orjson.loads(text) if text else ())
+    ]
+
+
+def is_echo(sourced: Sourced[Reservation], writes: Iterable[OwnWrite]) -> bool:
+    """True if what our writes near the time of this state say together, of each field the latest word, is what it says."""
     at = sourced.version.modified_at
     said: dict[str, Any] = {}
-    for fields, written_at in sorted(writes, key=lambda write: write[1]):
-        if abs(at - written_at) <= _NEAR:
-            said |= fields
-    return said
+    for write in sorted(writes, key=lambda write: write.written_at):
+        if abs(at - write.written_at) <= _NEAR:
+            said |= write.fields
+    return bool(said) and _says(sourced.entity, said)  # mostly nothing is said
 
 
-def is_echo(sourced: Sourced[Reservation], writes: Iterable[tuple[Mapping[str, Any], datetime]]) -> bool:
-    """True if our writes say what this state says, and are as old as it."""
-    said = said_near(sourced, writes)
-    if not said:  # as nearly always
-        return False
-    state = sourced.entity.model_dump(mode="json")
-    return all(state.get(name) == value for name, value in said.items())
+def tells_more(sourced: Sourced[Reservation], writes: Iterable[OwnWrite], stored: StoredState | None) -> bool:
+    """Whether an echo also tells what the core does not know. To the core a field is what it said since it was told of the
+    reservation last; where it has said nothing, what is stored: all of that it was told, or had said.
 
-
-def tells_more(sourced: Sourced[Reservation], said: Mapping[str, Any], stored: Mapping[str, Any] | None) -> bool:
-    """Whether an echo of what we said also tells what somebody else did, which the core does not know yet.
-
-    stored  the state before it, by the names of Reservation; None: this is the first that we see
+    stored  the state before it; None: this is the first that we see
     """
+    told_at = stored.told_at if stored else None
+    said: dict[str, Any] = {}
+    for write in sorted(writes, key=lambda write: (write.said_at, write.written_at)):
+        if told_at is None or write.said_at > told_at:
+            said |= write.fields
+    if not _says(sourced.entity, said):
+        return True
     if stored is None:
         return any(name not in said for name in _WHOLE)
-    return any(getattr(sourced.entity, name) != value for name, value in stored.items() if name not in said)
+    return any(getattr(sourced.entity, name) != value for name, value in stored.fields.items() if name not in said)
+
+
+def _says(entity: Reservation, fields: Mapping[str, Any]) -> bool:
+    """fields: as `expected` has them"""
+    if not fields:
+        return True
+    state = entity.model_dump(mode="json")
+    return all(state.get(name) == value for name, value in fields.items())

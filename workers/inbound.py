@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
@@ -23,7 +23,7 @@ from store.settle import SettledElsewhereError, bury, finish, resolve
 from telemetry.logs import about
 
 from .decide import MAX_STARTS, decide, poison
-from .echo import is_echo, said_near, tells_more
+from .echo import is_echo, own_writes_of, tells_more
 from .hints import Hints, in_doubt
 from .inbound_rows import (
     Work,
@@ -34,7 +34,6 @@ from .inbound_rows import (
     finish_row,
     is_plain,
     observe,
-    own_writes_of,
     state_rows,
 )
 from .letters import stranger
@@ -209,7 +208,7 @@ class InboundStage:
                 case Done(result=Effects(reservations=(reservation,)) as effects):
                     writes = own_writes_of(work.row.own_writes)
                     if is_echo(reservation, writes):
-                        work.outcome, work.said = Skip(ECHO, effects), said_near(reservation, writes)
+                        work.outcome, work.own_writes = Skip(ECHO, effects), writes
                     elif reservation.entity.marker and not writes:
                         marked.append((work, effects, reservation, reservation.entity.marker))
                 case _:
@@ -219,14 +218,15 @@ class InboundStage:
         connection_ids = list({work.row.connection_id for work, *_ in marked})
         markers = [marker for *_, marker in marked]
 
-        async def look() -> dict[str, tuple[dict[str, Any], datetime]]:
+        async def look() -> dict[str, str]:
             async with self._pool.acquire() as connection:
                 return await store.own_writes_by_marker(connection, connection_ids, markers)
 
         written = await outlast(look)
         for work, effects, reservation, marker in marked:
-            if marker in written and is_echo(reservation, [written[marker]]):
-                work.outcome, work.said = Skip(ECHO, effects), said_near(reservation, [written[marker]])
+            writes = own_writes_of(written.get(marker))
+            if is_echo(reservation, writes):
+                work.outcome, work.own_writes = Skip(ECHO, effects), writes
 
     # ------------------------------------------------------------------ settle
 
@@ -279,15 +279,15 @@ class InboundStage:
         return await self._commit([work])
 
     async def _unmark(self, connection: Connection, works: Sequence[Work]) -> None:
-        """An echo that also brings what somebody else changed is told like any other state."""
-        echoes = [work for work in works if work.said is not None]
+        """An echo that also tells what the core does not know is told like any other state."""
+        echoes = [work for work in works if work.own_writes]
         keys = [row.key for work in echoes for row in state_rows(work)]
         stored = await store.stored_states(connection, keys)
         for work in echoes:
             match work.outcome:
                 case Skip(effects=Effects(reservations=(sourced,)) as effects):
                     before = stored.get((work.row.connection_id, sourced.entity.external_id))
-                    if tells_more(sourced, work.said or {}, before):
+                    if tells_more(sourced, work.own_writes, before):
                         work.outcome = Done(effects)
                 case _:
                     pass

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from store.inbound import Applied, InboundRow
     from store.seal import Cipher
 
+    from .echo import OwnWrite
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +46,7 @@ class Work:
     outcome: Outcome | Hint | None = None
     fetched: bool = False  # its state came from the vendor's API, not from the fact
     unsure: bool = False  # the fact tells a state that is exactly as new as the stored one
-    said: dict[str, Any] | None = None  # by ourselves, where the fact is an echo of it
+    own_writes: Sequence[OwnWrite] = ()  # where what it tells is an echo of them
     starts: int = 0  # of a hint: how often it was begun and never ended, this time included
 
 
@@ -196,8 +198,3 @@ def ids(work: Work) -> dict[str, Any]:
 
 def about_of(work: Work) -> dict[str, Any]:
     return about(**ids(work))
-
-
-def own_writes_of(text: str | None) -> list[tuple[dict[str, Any], datetime]]:
-    found = orjson.loads(text) if text else []
-    return [(write["expected"], datetime.fromisoformat(write["written_at"])) for write in found]

@@ -1,9 +1,12 @@
 -- name: load
--- The rows that a message names, with what we wrote to the same entity a short while ago (for echoes).
+-- The rows that a message names, with what we wrote to the same entity a short while ago (for echoes): what, when, and when the
+-- core had told us to.
 SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_external_id,
        e.payload::text AS payload, e.sealed, e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace,
        e.error_class,
-       (SELECT jsonb_agg(jsonb_build_object('expected', w.expected, 'written_at', w.written_at))::text
+       (SELECT jsonb_agg(jsonb_build_object('expected', w.expected, 'written_at', w.written_at, 'said_at', (
+                   SELECT c.received_at FROM channel_events d JOIN channel_events c ON c.id = d.parent_id
+                   WHERE d.id = w.event_id)))::text
         FROM own_writes w
         WHERE w.connection_id = e.connection_id AND w.external_id = e.entity_external_id AND w.expires_at > now()
        ) AS own_writes,
@@ -48,8 +51,8 @@ ORDER BY id
 FOR UPDATE
 
 -- name: stored_states
--- As the core was told them, or said them itself.
-SELECT r.connection_id, r.external_id, r.external_property_id, r.external_room_type_id, r.external_unit_id, r.status,
+-- As the core was told them, or had said them itself, and when it was told last.
+SELECT r.connection_id, r.external_id, r.told_at, r.external_property_id, r.external_room_type_id, r.external_unit_id, r.status,
        r.check_in, r.check_out, r.adults, r.children, r.total_price, r.currency, r.source, r.source_reference, r.booked_at,
        r.cancelled_at
 FROM unnest($1::text[], $2::text[]) AS g (connection_id, external_id)
@@ -84,10 +87,11 @@ WITH given AS (
     INSERT INTO int_reservations AS stored (
         id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
         guest_id, status, check_in, check_out, adults, children, total_price, currency, source, source_reference,
-        booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie, source_event)
+        booked_at, cancelled_at, raw_data, sealed, source_version, observed_at, tie, source_event, told_at)
     SELECT id, company_id, connection_id, external_id, external_property_id, external_room_type_id, external_unit_id,
            guest_id, status, check_in, check_out, adults, children, total_price, currency, source, source_reference,
-           booked_at, cancelled_at, raw_data::json, sealed, source_version, observed_at, tie, source_event
+           booked_at, cancelled_at, raw_data::json, sealed, source_version, observed_at, tie, source_event,
+           CASE WHEN told IS NOT NULL THEN clock_timestamp() END
     FROM given
     ORDER BY connection_id, external_id
     ON CONFLICT (connection_id, external_id) DO UPDATE
@@ -99,7 +103,8 @@ WITH given AS (
         source = EXCLUDED.source, source_reference = EXCLUDED.source_reference, booked_at = EXCLUDED.booked_at,
         cancelled_at = EXCLUDED.cancelled_at, raw_data = EXCLUDED.raw_data,
         sealed = COALESCE(EXCLUDED.sealed, stored.sealed), source_version = EXCLUDED.source_version,
-        observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, source_event = EXCLUDED.source_event, updated_at = now()
+        observed_at = EXCLUDED.observed_at, tie = EXCLUDED.tie, source_event = EXCLUDED.source_event, updated_at = now(),
+        told_at = CASE WHEN EXCLUDED.told_at IS NULL THEN stored.told_at ELSE clock_timestamp() END
     WHERE (stored.source_version, stored.tie >= 100, stored.observed_at)
         < (EXCLUDED.source_version, EXCLUDED.tie >= 100, EXCLUDED.observed_at)
     RETURNING stored.id, stored.company_id, stored.connection_id, stored.external_id, stored.guest_id, stored.source_event,
@@ -241,5 +246,8 @@ WHERE (stored.source_version, stored.observed_at, stored.tie)
 
 -- name: own_writes_by_marker
 -- A webhook about a create may come before the answer to the create does: then only the marker ties them.
-SELECT marker, expected::text AS expected, written_at FROM own_writes
-WHERE connection_id = ANY ($1::text[]) AND marker = ANY ($2::text[])
+SELECT w.marker, jsonb_build_array(jsonb_build_object('expected', w.expected, 'written_at', w.written_at, 'said_at', (
+           SELECT c.received_at FROM channel_events d JOIN channel_events c ON c.id = d.parent_id
+           WHERE d.id = w.event_id)))::text AS own_writes
+FROM own_writes w
+WHERE w.connection_id = ANY ($1::text[]) AND w.marker = ANY ($2::text[])

@@ -6,7 +6,6 @@ webhook that was accepted and is not there, a result that nobody was told, calls
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -111,13 +110,19 @@ class Ending:
             found.mappings[row["external_entity_type"], row["external_entity_id"]] = row["internal_entity_id"]
         return found
 
-    def told(self, written_at: Sequence[datetime]) -> list[Told]:
-        """What the core was told of reservations. written_at: when the vendor took its writes"""
+    def told(self) -> list[Told]:
+        """What the core was told of reservations. It had said what was recorded by then: what crosses on its way, nobody knows."""
+        said_at = {
+            row["idempotency_key"]: row["received_at"]
+            for row in self.events
+            if row["direction"] == "outbound" and row["parent_id"] is None
+        }
         told = []
         for row in self.results:
             if row["event_type"] == UPSERTED:
                 external = orjson.loads(row["data"])["reservation"]["externalId"]
-                told.append(Told(_result(row), external, bisect_right(written_at, row["created_at"])))
+                said = frozenset(key for key, at in said_at.items() if at <= row["created_at"])
+                told.append(Told(_result(row), external, said))
         return told
 
     def found(self, said: Sequence[Said], connection: Connection, looks: Sequence[Look]) -> Iterator[Write]:
@@ -210,7 +215,7 @@ def _stored(row: Row) -> Booking:
     entity = Reservation(**{name: row[name] for name in _FIELDS})
     version = Version(row["source_version"], row["observed_at"], row["tie"] % 100, row["tie"] >= 100)
     has_guest = row["guest_id"] is not None
-    return Booking(str(row["id"]), entity, version, row["source_event"], has_guest, row["updated_at"])
+    return Booking(str(row["id"]), entity, version, row["source_event"], has_guest, row["updated_at"], row["told_at"])
 
 
 def _event_row(row: Row, unsure: set[str]) -> EventRow:

@@ -24,9 +24,9 @@ from store.directory import Known
 from store.outbound import lane_prefix
 from store.seal import Cipher
 from topology.retry import POLICIES
-from workers import delivery_rows, inbound_rows
+from workers import delivery_rows, echo, inbound_rows
 from workers.decide import MAX_STARTS, decide, poison
-from workers.echo import is_echo, said_near, tells_more
+from workers.echo import is_echo, tells_more
 from workers.hints import in_doubt
 from workers.inbound import ECHO
 from workers.outcome import Done, Outcome, Skip
@@ -214,19 +214,22 @@ class Machine(Outside):
         marker = reservation.entity.marker
         if not found and marker and (write := self.tables.own_write_by_marker(marker)) is not None:
             found = [write]
-        writes = [(write.expected, write.written_at) for write in found]
+        writes = [
+            echo.OwnWrite(write.expected, write.written_at, self.tables.events[write.event_id].received_at)
+            for write in found
+        ]
         if not is_echo(reservation, writes):
             return Done(effects)
         self.reached["echo"] += 1
-        work.said = said_near(reservation, writes)
+        work.own_writes = writes
         return Skip(ECHO, effects)
 
     def _unmark(self, works: Sequence[inbound_rows.Work]) -> None:
         for work in works:
             match work.outcome:
-                case Skip(effects=Effects(reservations=(sourced,)) as effects) if work.said is not None:
+                case Skip(effects=Effects(reservations=(sourced,)) as effects) if work.own_writes:
                     stored = self.tables.stored_state(sourced.entity.external_id)
-                    if tells_more(sourced, work.said, stored):
+                    if tells_more(sourced, work.own_writes, stored):
                         self.reached["echo that tells more"] += 1
                         work.outcome = Done(effects)
                 case _:
@@ -323,7 +326,7 @@ class Machine(Outside):
     def _tell(self, batch: Batch | None) -> None:
         for row in batch.rows if batch else ():
             external = self.tables.events[row.cause_id].entity_external_id
-            self.told.append(Told(row, external, len(self.vendor.log)))
+            self.told.append(Told(row, external, frozenset(said.key for said in self.said)))
             self._hear(row.subject)
 
     def _die_in(self, a: int, _b: int) -> None:
@@ -517,9 +520,10 @@ class Machine(Outside):
         recorded = Recorded(id_, fact.event_type, fact.entity_type, fact.external_id, fact.payload, now)
         meant = self.adapter.interpret(recorded, self.connection)
         assert isinstance(meant, Effects)
-        fields = self.tables.stored_state(fact.external_id)
+        state = self.tables.stored_state(fact.external_id)
         guest = self.tables.sealed_guest(fact.external_id)
-        if is_astray(meant.reservations[0], stored.version.modified_at, fields or {}, guest):
+        fields = state.fields if state else {}
+        if is_astray(meant.reservations[0], stored.version.modified_at, fields, guest):
             self.reached["astray"] += 1
             self.tables.record(fact, now, POLICY.attempts, suffix=f"~{stored.source_event}")
 

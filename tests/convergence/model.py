@@ -14,7 +14,7 @@ from uuid import UUID
 import orjson
 
 from schemas.vocabulary import OPEN_STATUSES, EventStatus, LanePolicy, Result
-from store.inbound import SEALED_GUEST, Applied, Stored, _command
+from store.inbound import SEALED_GUEST, Applied, Stored, StoredState, _command
 from store.results import Batch, CoreEventRow
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Booking:
     source_event: UUID
     has_guest: bool
     updated_at: datetime
+    told_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +144,9 @@ class Tables:
                 continue
             row_id = before.internal_id if before else str(self.new_id())
             kept = before is not None and before.has_guest
+            told_at = now if row.told is not None else before.told_at if before else None
             self.reservations[external] = Booking(
-                row_id, sourced.entity, sourced.version, event_id, has_guest or kept, now
+                row_id, sourced.entity, sourced.version, event_id, has_guest or kept, now, told_at
             )
             internal = self.mappings.get(("reservation", external)) or self._name(sourced) or row_id
             if before is None:
@@ -166,10 +168,12 @@ class Tables:
             return None
         return event.entity_internal_id
 
-    def stored_state(self, external: str) -> dict[str, Any] | None:
+    def stored_state(self, external: str) -> StoredState | None:
         """stored_states"""
         stored = self.reservations.get(external)
-        return stored.entity.model_dump(exclude={"guest", "marker", "external_id"}) if stored else None
+        if stored is None:
+            return None
+        return StoredState(stored.entity.model_dump(exclude={"guest", "marker", "external_id"}), stored.told_at)
 
     def sealed_guest(self, external: str) -> dict[str, Any] | None:
         """What is sealed of the guest."""

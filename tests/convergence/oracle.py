@@ -5,7 +5,7 @@ of the core when the vendor takes it, for the last time if it is repeated (one t
 no answer), or when a look-up finds that all is as it wants it. Commands about one entity are taken in the core's order, each
 at least once; a create exactly once.
 
-**What the core knows.** Of each field the vendor's last value was told to the core, or the core said it itself, last.
+**What the core knows.** Of each field it holds what it was told last, or said itself since. That is the vendor's value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .outside import Outside, Said
     from .vendor import Write
 
-FIELDS = ("status", "checkIn", "checkOut", "adults", "children", "externalRoomTypeId")
+FIELDS = ("status", "checkIn", "checkOut", "adults", "children", "totalPrice", "externalRoomTypeId")
 _ROOMS = {"RT1": ROOMS[0], "RT2": ROOMS[1]}
 
 
@@ -163,7 +163,6 @@ def _was_requeued(played: Outside, said: Said) -> bool:
 
 
 def _the_core_knows(played: Outside) -> Iterator[str]:
-    effects = _effects(played)
     told: dict[str, Told] = {told.external_id: told for told in played.told}
     internal = {external: name for (kind, external), name in played.tables.mappings.items() if kind == "reservation"}
     lanes = _lanes(played)
@@ -173,11 +172,10 @@ def _the_core_knows(played: Outside) -> Iterator[str]:
         right = sourced.entity.model_dump(mode="json", by_alias=True)
         for name in FIELDS:
             own = [said for said in lanes.get(internal.get(external, ""), ()) if name in _named(said)]
-            if own and _named(own[-1])[name] == right[name]:
-                continue
-            since = effects[own[-1].key][-1].at if own and effects[own[-1].key] else -1
-            if last is None or shown[name] != right[name] or last.writes <= since:
-                yield f"booking {external}: nobody told the core that {name} is {right[name]}"
+            said_since = own and (last is None or own[-1].key not in last.said)
+            knows = _named(own[-1])[name] if said_since else shown.get(name)
+            if knows != right[name]:
+                yield f"booking {external}: nobody told the core that {name} is {right[name]}, to it that is {knows}"
 
 
 def _named(said: Said) -> dict[str, Any]:

@@ -99,11 +99,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A result, and how many writes the vendor had taken by then."""
+    """A result, and the keys of the commands that the core had given by then."""
 
     row: CoreEventRow
     external_id: str
-    writes: int
+    said: frozenset[str]
 
 
 class Outside(ABC):

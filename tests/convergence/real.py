@@ -459,7 +459,7 @@ class Player(Outside):
         """What is wrong, by the rules of the fast form, of the fault suite, and one of this form's."""
         ending = await Ending.read(db, self.company)
         self.tables = ending.tables(self.cipher, self.requeued)
-        self.told = ending.told(self.vendor.written_at)
+        self.told = ending.told()
         for write in ending.found(self.said, self.connection, self.vendor.looks):
             self.vendor.log[write.at] = write
         heard = Counter(event.id for event in self.fleet.heard[self.company])

@@ -35,21 +35,19 @@ class WallClock(Clock):
 
 @dataclass
 class ServedVendor(Vendor):
-    """looks: see ending.Look; when it took each of its writes: written_at, by the machine's clock, and as the journal counts"""
+    """looks: see ending.Look; moments: when it took each of its writes, as the journal counts"""
 
-    written_at: list[datetime] = field(default_factory=list)
     moments: list[float] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
 
     def note(self, key: str | None, booking: int | None, item: dict[str, Any]) -> None:
         super().note(key, booking, item)
-        self.written_at.append(datetime.now(UTC))
         self.moments.append(time.monotonic())
 
     def looked(self, of: str) -> None:
         """Keeps a place in the order, for what only the asker knows: whether it found what it wants."""
         self.note(None, None, {})
-        self.looks.append(Look(len(self.log) - 1, of, self.written_at[-1]))
+        self.looks.append(Look(len(self.log) - 1, of, datetime.now(UTC)))
 
 
 class Simulator(Beds24):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.convergence import machine, model, schedule
 from tests.convergence.__main__ import many, report
 from tests.convergence.outside import Op, Traits
 from workers import delivery_rows, inbound_rows
+from workers.echo import tells_more
 from workers.outcome import Done
 
 SCHEDULES = 10_000
@@ -123,6 +125,30 @@ WRONG_ONCE: dict[str, schedule.Schedule] = {
         ),
         Traits(echoes=True, lose_the_rest=True, workers_die=True),
     ),
+    "the webhook of somebody's change comes when we have changed the same field, and then what we made it comes": schedule.Schedule(
+        (
+            *((Op.BOOK, 56, 0), (Op.QUICK, 61, 227), (Op.CHANGE, 820, 374), (Op.UPDATE, 412, 768)),
+            *((Op.DELIVER, 301, 488), (Op.DELIVER, 945, 890)),
+        ),
+        Traits(always_fetch=True, late=True, workers_die=True, batches=True),
+    ),
+    "the webhooks of a create and of its cancellation come when both are done": schedule.Schedule(
+        ((Op.CREATE, 224, 180), (Op.CANCEL, 765, 17)), Traits(echoes=True, webhooks_alone=True)
+    ),
+    "somebody's change is told while our command about the same field waits": schedule.Schedule(
+        (
+            *(
+                (Op.BOOK, 363, 0),
+                (Op.DELIVER, 648, 27),
+                (Op.BOOK, 457, 70),
+                (Op.TAKE_IN, 355, 379),
+                (Op.GO_ON_IN, 607, 509),
+            ),
+            *((Op.DELIVER, 799, 102), (Op.TOGGLE, 657, 508), (Op.UPDATE, 592, 16), (Op.DELIVER, 390, 900)),
+            (Op.QUICK, 334, 738),
+        ),
+        Traits(restamps=True, lose_the_rest=True),
+    ),
 }
 
 
@@ -160,6 +186,10 @@ def _by_id_alone(connection: Any, content: Any, *_: Any) -> str:
     return f"beds24-{content[0]['id']}" if isinstance(content[0], dict) else f"beds24-{content}"
 
 
+def _as_if_never_told(sourced: Any, writes: Any, stored: Any) -> bool:
+    return tells_more(sourced, writes, stored and replace(stored, told_at=None))
+
+
 _finish_row, _reservation = delivery_rows.finish_row, mapping.reservation
 
 BROKEN: dict[str, tuple[Any, str, Any]] = {
@@ -171,6 +201,7 @@ BROKEN: dict[str, tuple[Any, str, Any]] = {
     "no look-up before a repeated call": (machine, "ask_or_execute", _asks_nobody),
     "a doubt that is not remembered": (delivery_rows, "finish_row", _without_doubt),
     "an echo hides what others changed": (machine, "tells_more", _always(False)),
+    "an echo hides what the core was told since it said it": (machine, "tells_more", _as_if_never_told),
     "every state is an echo": (machine, "is_echo", _always(True)),
     "a booking of the core's gets another name": (model, "_command", _always(None)),
     "the API counts no more than a webhook": (mapping, "reservation", _as_told_by_a_webhook),

@@ -18,7 +18,7 @@ from schemas.entities import Guest, Reservation, Sourced, Version
 from schemas.ids import uuid7
 from schemas.vocabulary import EntityType, EventStatus, LanePolicy, ReservationStatus
 from store import connections, dead_letters, inbound, ingest, outbound, pulls, relay, results, settle
-from store.inbound import StateRow
+from store.inbound import StateRow, StoredState
 from store.outbound import CommandRow
 from store.results import CoreEventRow
 from store.seal import Cipher, KeyFile
@@ -72,6 +72,7 @@ def state(rng: random.Random, markers: list[str]) -> Sourced[Reservation]:
 async def test_the_fence(seed: int, db: Db) -> None:
     rng = random.Random(seed)
     cipher, tables = Cipher(bytes(32), COMPANY), Tables()
+    told_at: dict[str, datetime] = {}
     commands = [f"B{n}" for n in range(2)]
     deliveries = [await deliver(db, tables, uuid7(), name, LanePolicy.HOLD) for name in commands]
     markers = [f"{MARKER}{id_}" for id_ in deliveries] + [f"{MARKER}somebody", "else's"]
@@ -106,9 +107,18 @@ async def test_the_fence(seed: int, db: Db) -> None:
         assert await inbound.same_moment(db, behind) == tables.same_moment(behind)
         assert await stored(db, cipher) == modelled_rows(tables)
         known = await inbound.stored_states(db, [(CONNECTION, id_) for id_ in tables.reservations])
-        assert {key[1]: dict(fields) for key, fields in known.items()} == {
-            id_: tables.stored_state(id_) for id_ in tables.reservations
+        assert {id_: of(state) for (_, id_), state in known.items()} == {
+            id_: of(tables.stored_state(id_)) for id_ in tables.reservations
         }
+        for external, told_before in told_at.items():
+            assert told_before <= known[CONNECTION, external].told_at  # type: ignore[operator]
+        told_at = {id_: state.told_at for (_, id_), state in known.items() if state.told_at is not None}
+
+
+def of(state: StoredState | None) -> tuple[dict[str, Any], bool]:
+    """Its fields, and whether anybody was told of it; when, each says by its own clock."""
+    assert state is not None
+    return dict(state.fields), state.told_at is not None
 
 
 def heard(batch: results.Batch | None) -> dict[UUID, Any]:
@@ -309,10 +319,10 @@ async def test_a_key_is_recorded_once_and_its_end_lets_what_is_stored_be_compare
     sourced = state(random.Random(1), []).entity.model_copy(update={"external_id": "1", "guest": None})
     version = Version(PAST, PAST)
     cipher = Cipher(bytes(32), COMPANY)
-    for of, id_ in ((db, real), (None, mine)):
+    for here, id_ in ((db, real), (None, mine)):
         reservation = StateRow(COMPANY, CONNECTION, id_, cipher, Sourced(sourced, version, {}), "{}", None)
-        if of is not None:
-            await inbound.apply_states(of, [reservation])
+        if here is not None:
+            await inbound.apply_states(here, [reservation])
         else:
             tables.apply_states([reservation], NOW)
     assert (await pulls.stored(db, CONNECTION, [("1", real)]), tables.stored("1", mine)) == ({}, None)
@@ -322,4 +332,4 @@ async def test_a_key_is_recorded_once_and_its_end_lets_what_is_stored_be_compare
     modelled = tables.stored("1", mine)
     assert modelled is not None
     assert (found.source_event, found.source_version) == (real, modelled.version.modified_at)
-    assert dict(found.fields) == tables.stored_state("1")
+    assert (dict(found.fields), False) == of(tables.stored_state("1"))

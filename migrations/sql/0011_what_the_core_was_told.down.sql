@@ -1,0 +1,1 @@
+ALTER TABLE int_reservations DROP COLUMN told_at;
