@@ -272,6 +272,11 @@ class Session(Protocol):
     @property
     def http(self) -> Http: ...
 
+    def now(self) -> datetime:
+        """The time that all processes share. `Version.observed_at` of what the vendor is asked for is this, just before the
+        call: it is compared with when what others told was stored. A machine's own clock may differ."""
+        ...
+
     async def access_token(self) -> str:
         """A token that is valid now; renewed by one refresher for all processes. raises Misconfigured, Transient"""
         ...
@@ -300,7 +305,8 @@ class Adapter(Protocol):
         ...
 
     async def fetch(self, session: Session, hints: Sequence[Hint]) -> Mapping[Hint, Effects]:
-        """The present state of these entities, in as few calls as the vendor allows; what is gone is left out."""
+        """The present state of these entities, in as few calls as the vendor allows; what is gone is left out. It was observed
+        at `session.now()`, before the call that told it; of a reservation it is `asked`."""
         ...
 
     def changes(self, session: Session, since: datetime) -> AsyncGenerator[Page]:

@@ -122,7 +122,7 @@ async def open_parts(
         }
         for one in tokens.values():
             stack.push_async_callback(one.stop)
-        sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__)
+        sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__, clock)
         yield Parts(
             name=name,
             settings=settings,

@@ -45,6 +45,7 @@ FETCHES = 64  # at once, of one vendor: fewer than its client has sockets
 HINTS = 100  # of one connection that share a fetch
 LAST_WORD = 5.0  # seconds at a stop for the database to take back what was not begun
 LAG = timedelta(seconds=3)  # after a fact came, until "not there" is believed; what is shown later still, a pull brings
+DOUBTS = 2  # after so many of an event it is asked for later: a webhook a second does not keep us asking all the time
 WAITING = 1_000  # hints of one connection in hand; what is beyond comes again later
 
 
@@ -268,7 +269,7 @@ class Hints:
             outcome = self._failed(work, error)
             life = answered(outcome)
             work.outcome = uncounted(call, outcome, self._now())
-            if work.unsure and isinstance(error, NoCredentials):
+            if work.doubts and isinstance(error, NoCredentials):
                 work.outcome = Skip("as new as the stored state, and no credentials to ask the vendor with")
         return life
 
@@ -293,6 +294,6 @@ def _not_there(work: Work, now: datetime) -> Skip | Defer:
 
 def in_doubt(work: Work) -> Work:
     """Two changes in one second of the vendor's clock: its present state is the only judge."""
-    work.unsure, work.fetched = True, False
+    work.doubts, work.fetched = work.doubts + 1, False
     work.outcome = Hint(EntityType(work.row.entity_type), work.row.entity_external_id)
     return work

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
@@ -24,7 +24,7 @@ from telemetry.logs import about
 
 from .decide import MAX_STARTS, decide, poison
 from .echo import is_echo, own_writes_of, tells_more
-from .hints import Hints, in_doubt
+from .hints import DOUBTS, Hints, in_doubt
 from .inbound_rows import (
     Work,
     about_of,
@@ -37,7 +37,7 @@ from .inbound_rows import (
     state_rows,
 )
 from .letters import stranger
-from .outcome import Done, Outcome, Park, Skip
+from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import commit, outlast
 from .turns import Turns
 
@@ -292,6 +292,14 @@ class InboundStage:
                 case _:
                     pass
 
+    def _put_off(self, work: Work) -> bool:
+        """One that was asked for again and again, and overtaken each time."""
+        if work.fetched and work.doubts >= DOUBTS:
+            until = self._now() + timedelta(seconds=1 + self._random())
+            work.outcome = Defer(until, "overtaken by what was stored while the vendor was asked")
+            return True
+        return False
+
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
         """raises SettledElsewhereError"""
         if not works:
@@ -306,8 +314,8 @@ class InboundStage:
             row for row in states if (row.event_id, row.key[1]) not in stored.applied and row.event_id not in fetched
         ]
         doubtful = overtaken | await store.same_moment(connection, behind)
-        unsure = [work for work in works if work.row.id in doubtful]
-        works = [work for work in works if work.row.id not in doubtful]
+        unsure = [work for work in works if work.row.id in doubtful and not self._put_off(work)]
+        works = [work for work in works if work not in unsure]
         if not works:
             return _Settled(stored.told, unsure)
         nights = await store.upsert_availability(

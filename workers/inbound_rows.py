@@ -45,7 +45,9 @@ class Work:
     document: Mapping[str, Any] | None = None  # what the row says, personal values put back in
     outcome: Outcome | Hint | None = None
     fetched: bool = False  # its state came from the vendor's API, not from the fact
-    unsure: bool = False  # the fact tells a state that is exactly as new as the stored one
+    doubts: int = (
+        0  # how often the vendor had to be asked because nothing else tells whether it or the stored one is newer
+    )
     own_writes: Sequence[OwnWrite] = ()  # where what it tells is an echo of them
     starts: int = 0  # of a hint: how often it was begun and never ended, this time included
 

@@ -227,6 +227,7 @@ class VendorSession:
     known: Known
     http: Http
     tokens: Tokens
+    now: Callable[[], datetime]
     budget: Budget | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -246,11 +247,12 @@ class VendorSession:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Opens sessions. adapters: vendor name → adapter."""
+    """Opens sessions. adapters: vendor name → adapter; now: by the database's clock"""
 
     adapters: dict[str, Adapter]
     http: Callable[[str], Http]  # by vendor name, for the metric's label
     tokens: Callable[[str], Tokens]
+    now: Callable[[], datetime]
 
     def adapter(self, vendor: str) -> Adapter:
         """raises Misconfigured"""
@@ -261,4 +263,4 @@ class Sessions:
 
     def open(self, known: Known) -> VendorSession:
         vendor = known.connection.vendor
-        return VendorSession(self.adapter(vendor), known, self.http(vendor), self.tokens(vendor))
+        return VendorSession(self.adapter(vendor), known, self.http(vendor), self.tokens(vendor), self.now)

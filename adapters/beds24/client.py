@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,9 +66,6 @@ class Beds24:
 
     manifest = MANIFEST
 
-    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._clock = clock
-
     def parse(self, request: WebhookRequest, connection: Connection) -> list[Fact]:
         return webhook.parse(request, connection)
 
@@ -96,7 +93,7 @@ class Beds24:
         blocks = ("includeInvoiceItems", "includeInfoItems", "includeBookingGroup")  # as in a webhook
         params += [(block, "true") for block in blocks]
         unreadable: Malformed | None = None
-        began = self._clock()
+        began = session.now()
         async for page, more in _each_page(session, "bookings.pull", "/bookings", params, most=MAX_PULLED):
             facts = []
             for document in page:
@@ -106,7 +103,7 @@ class Beds24:
                 except Malformed as error:
                     unreadable = error
             yield Page(facts, more)
-            began = self._clock()
+            began = session.now()
         if unreadable is not None:
             raise unreadable
 
@@ -209,7 +206,7 @@ class Beds24:
         raise Unauthorized(f"beds24 {operation}: Beds24 does not call the token valid", code="token")
 
     async def _bookings(self, session: Session, ids: Sequence[str]) -> Mapping[str, Effects]:
-        began = self._clock()
+        began = session.now()
         params = [("id", id_) for id_ in ids] + [*ALL_STATUSES]
         params += [("includeInvoiceItems", "true"), ("includeInfoItems", "true")]
         found = {}
@@ -226,7 +223,7 @@ class Beds24:
         return found
 
     async def _calendars(self, session: Session, rooms: Sequence[str]) -> Mapping[str, Effects]:
-        began = self._clock()
+        began = session.now()
         # A day of the property's zone may be ahead of or behind UTC's: yesterday's night does no harm.
         first = began.astimezone(UTC).date()
         last = first + HORIZON

@@ -194,6 +194,7 @@ async def _test(connection_id: str) -> Mapping[str, Any]:
                 dict(adapters()),
                 transport.for_vendor,
                 lambda vendor: Tokens(pool, transport.for_vendor(vendor), now=now),
+                now,
             )
             opened = sessions.open(known)
             return await opened.adapter.check(opened)

@@ -132,7 +132,7 @@ async def _puller(connection_id: str) -> AsyncIterator[tuple[Pool, Puller, Known
             puller = Puller(
                 pool,
                 directory,
-                Sessions(all_adapters, transport.for_vendor, tokens.__getitem__),
+                Sessions(all_adapters, transport.for_vendor, tokens.__getitem__, now),
                 Governor(pool, random=random.random, now=now),
                 inbound_attempts(all_adapters),
                 None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -105,7 +106,7 @@ class Evidence:
 
 
 class TestSession:
-    """`port.Session` with a token kept in memory."""
+    """`port.Session` with a token kept in memory. time: what it tells, all the time"""
 
     __test__ = False
 
@@ -113,10 +114,14 @@ class TestSession:
         self.connection = connection
         self.http = http
         self.budgets: list[Budget] = []
+        self.time = datetime(2027, 4, 1, 12, 0, 0, 500_000, tzinfo=UTC)
         self.renewed = 0
         self._adapter = adapter
         self._credentials = dict(credentials)
         self._token: str | None = None
+
+    def now(self) -> datetime:
+        return self.time
 
     async def access_token(self) -> str:
         if self._token is None:

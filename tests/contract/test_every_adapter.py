@@ -48,6 +48,7 @@ from adapters.registry import adapters
 from adapters.signatures import sign, verify
 from adapters.transport import NOT_SENT, HttpTransport
 from schemas.commands import COMMANDS
+from schemas.entities import Reservation
 from schemas.event import TYPE_PATTERN
 from schemas.ids import uuid7
 from store.seal import split
@@ -488,6 +489,8 @@ async def test_fetch_brings_what_exists_and_leaves_out_what_is_gone(
         readable, _ = split(row.document, adapters()[vendor].manifest.personal)
         _tells_nothing(_text(readable), evidence.guest_values)
         row.entity.model_dump_json()
+        assert row.version.observed_at == session.now(), "a machine's own clock may differ from the one that all share"
+        assert row.version.asked or not isinstance(row.entity, Reservation)
 
 
 READ_FAILURES = {
@@ -564,6 +567,7 @@ async def test_what_a_pull_lists_are_the_facts_of_the_webhooks(
         assert isinstance(pulled_state, Effects)
         assert isinstance(sent_state, Effects)
         assert [row.entity for row in _rows(pulled_state)] == [row.entity for row in _rows(sent_state)]
+        assert {(row.version.observed_at, row.version.asked) for row in _rows(pulled_state)} == {(session.now(), True)}
         readable, _ = split(pulled.payload, adapter.manifest.personal)
         _tells_nothing(_text(readable), evidence.guest_values)
     assert session.budgets, "the vendor's rate headers were not read"

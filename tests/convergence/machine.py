@@ -27,9 +27,9 @@ from topology.retry import POLICIES
 from workers import delivery_rows, echo, inbound_rows
 from workers.decide import MAX_STARTS, decide, poison
 from workers.echo import is_echo, tells_more
-from workers.hints import in_doubt
+from workers.hints import DOUBTS, in_doubt
 from workers.inbound import ECHO
-from workers.outcome import Done, Outcome, Skip
+from workers.outcome import Defer, Done, Outcome, Skip
 from workers.pull import is_astray
 from workers.say import ask_or_execute
 
@@ -38,7 +38,7 @@ from .outside import CREATE, PROPERTY, ROOMS, Op, Outside, Told
 from .vendor import BASE, Clock, Fate, Vendor
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -60,6 +60,7 @@ class Session:
     adapter: Beds24
     connection: Connection
     http: Vendor
+    now: Callable[[], datetime]
     budget: Budget | None = None
 
     async def access_token(self) -> str:
@@ -115,7 +116,7 @@ class Machine(Outside):
             Vendor(clock, echoes=traits.echoes, restamps=traits.restamps, distinct=traits.webhooks_alone),
         )
         self.tables = Tables()
-        self.adapter = Beds24(self.clock.ours)
+        self.adapter = Beds24()
         self.known = Known(self.connection, Cipher(bytes(32), COMPANY), ())
         self.covered_until = self.clock.ours()
         self.readings: list[Reading] = []
@@ -314,7 +315,7 @@ class Machine(Outside):
         doubtful = overtaken | self.tables.same_moment(behind)
         for reading in readings:
             work = reading.work
-            if work.row.id in doubtful:
+            if work.row.id in doubtful and not self._put_off(work):
                 self.reached["asked again" if work.row.id in overtaken else "asked which is newer"] += 1
                 in_doubt(work)
                 self.readings.append(reading)
@@ -322,6 +323,13 @@ class Machine(Outside):
             outcome = inbound_rows.final(work, stored.applied, set())
             self.reached[f"inbound {type(outcome).__name__}"] += 1
             self.tables.finish(inbound_rows.finish_row(work, outcome, self.clock.ours()))
+
+    def _put_off(self, work: inbound_rows.Work) -> bool:
+        if work.fetched and work.doubts >= DOUBTS:
+            self.reached["overtaken again and again"] += 1
+            work.outcome = Defer(self.clock.ours() + timedelta(seconds=1.5), "overtaken")
+            return True
+        return False
 
     def _tell(self, batch: Batch | None) -> None:
         for row in batch.rows if batch else ():
@@ -531,7 +539,7 @@ class Machine(Outside):
         self.pulling = None
 
     def _session(self) -> Session:
-        return Session(self.adapter, self.connection, self.vendor)
+        return Session(self.adapter, self.connection, self.vendor, self.clock.ours)
 
 
 async def _next(pages: Any) -> Page | None:

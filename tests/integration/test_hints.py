@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from adapters.beds24 import client
 from simulators.beds24.faults import Fault, FaultKind
 from store import connections
+from store.directory import Known
 from tests.fleet import CONNECTION, SECRET, World
+from workers.sessions import Sessions, VendorSession
 
 NOT_THERE = (
     "SELECT count(*) FROM channel_events WHERE status = 'retrying' AND last_error = 'not at the vendor, or not yet'"
@@ -192,3 +195,50 @@ async def test_two_changes_in_one_second_whose_vendor_refuses_our_credentials_ar
         assert (await whole.webhook(body)).status_code == 202
     await whole.all_settled()
     assert await whole.db.fetch("SELECT error_class, owner FROM dead_letters") == [("misconfigured", "tenant")]
+
+
+class _Behind(datetime):
+    """A machine whose clock is behind the database's."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz) - timedelta(seconds=10)
+
+
+async def two_in_one_second(world: World) -> None:
+    booking = book(world)
+    first = world.sim.account.webhook_body(booking["id"])
+    second = world.sim.account.webhook_body(booking["id"])
+    second["booking"]["numAdult"] = 5
+    booking["numAdult"] = 5
+    for body in (first, second):
+        assert (await world.webhook(body)).status_code == 202
+
+
+async def test_a_worker_whose_clock_is_behind_asks_once(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "datetime", _Behind)
+    await two_in_one_second(whole)
+    await whole.all_settled()
+    assert await whole.db.fetchval("SELECT adults FROM int_reservations") == 5
+    assert fetches(whole) == 1
+
+
+async def test_what_always_seems_overtaken_is_asked_for_later_and_not_again_and_again(
+    whole: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to an adapter with a clock of its own that is behind."""
+    opened = Sessions.open
+
+    def open_behind(sessions: Sessions, known: Known) -> VendorSession:
+        session = opened(sessions, known)
+        session.now = lambda: sessions.now() - timedelta(seconds=2)
+        return session
+
+    monkeypatch.setattr(Sessions, "open", open_behind)
+    await two_in_one_second(whole)
+    await whole.until("SELECT count(*) FROM channel_events WHERE last_error LIKE 'overtaken%'", equals=1)
+    assert fetches(whole) == 2
+    await whole.all_settled()
+    assert fetches(whole) <= 2 * 3
+    assert await whole.db.fetchval("SELECT adults FROM int_reservations") == 5
+    assert await whole.db.fetchval("SELECT count(*) FROM dead_letters") == 0

@@ -13,10 +13,14 @@ THEN = datetime(2027, 3, 1, 12, tzinfo=UTC)
 
 
 class Database:
-    """Answers with its time, after a second each way; before that it is waited for. seconds: of the monotonic clock"""
+    """Answers with its time, after a second each way; before that it is waited for.
+
+    seconds   of the monotonic clock
+    slow      at first, on the way there
+    """
 
     def __init__(self) -> None:
-        self.time, self.seconds = THEN, 1000.0
+        self.time, self.seconds, self.slow = THEN, 1000.0, 0.0
 
     def pass_by(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
@@ -28,7 +32,8 @@ class Database:
         yield self
 
     async def fetchval(self, _sql: str) -> datetime:
-        self.pass_by(1)
+        self.pass_by(1 + self.slow)
+        self.slow = 0.0
         told = self.time
         self.pass_by(1)
         return told
@@ -43,5 +48,13 @@ async def test_it_tells_the_databases_time_and_goes_on_by_the_monotonic_clock() 
     assert clock() == database.time
     database.time += timedelta(hours=1)  # somebody set it
     assert clock() == database.time - timedelta(hours=1)
+    await clock.look()
+    assert clock() == database.time
+
+
+async def test_what_waited_for_a_session_or_for_the_loop_does_not_count() -> None:
+    database = Database()
+    database.slow = 30
+    clock = Clock(cast("Any", database), monotonic=lambda: database.seconds)
     await clock.look()
     assert clock() == database.time
