@@ -144,12 +144,10 @@ async def lock_open(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     return {row["id"] for row in await connection.fetch(_SQL["lock_open"], ids)}
 
 
-async def own_writes_by_marker(
-    connection: Connection, connection_ids: Sequence[str], markers: Sequence[str]
-) -> dict[str, str]:
-    """Of each marker what InboundRow.own_writes is of an entity."""
-    rows = await connection.fetch(_SQL["own_writes_by_marker"], connection_ids, markers)
-    return {row["marker"]: row["own_writes"] for row in rows}
+async def own_writes(connection: Connection, of: Sequence[tuple[str, str, str | None]]) -> dict[tuple[str, str], str]:
+    """of: (connection id, external id, marker). By the first two of them, what InboundRow.own_writes is."""
+    rows = await connection.fetch(_SQL["own_writes"], *zip(*of, strict=True))
+    return {(row["connection_id"], row["external_id"]): row["own_writes"] for row in rows}
 
 
 async def stored_states(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredState]:

@@ -294,6 +294,6 @@ def _not_there(work: Work, now: datetime) -> Skip | Defer:
 
 def in_doubt(work: Work) -> Work:
     """Two changes in one second of the vendor's clock: its present state is the only judge."""
-    work.doubts, work.fetched = work.doubts + 1, False
+    work.doubts, work.fetched, work.own_writes = work.doubts + 1, False, ()
     work.outcome = Hint(EntityType(work.row.entity_type), work.row.entity_external_id)
     return work

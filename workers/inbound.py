@@ -91,7 +91,9 @@ class InboundStage:
         self._policies = policies
         self._random = random
         self._now = now
-        self._hints = Hints(pool, sessions, governor, self._settle, self._failed, worker=worker, random=random, now=now)
+        self._hints = Hints(
+            pool, sessions, governor, self._settle_asked, self._failed, worker=worker, random=random, now=now
+        )
         self._turns = Turns()  # of all queues that the process consumes
 
     async def process(self, events: Sequence[Event]) -> None:
@@ -132,6 +134,11 @@ class InboundStage:
         await self._hints.ask([work for work in works if isinstance(work.outcome, Hint)], starts)
         await self._mark_echoes(told)
         await self._hints.ask([in_doubt(work) for work in await self._settle(told)], starts)
+
+    async def _settle_asked(self, works: Sequence[Work]) -> list[Work]:
+        """What the vendor was asked for tells of our own writes, too."""
+        await self._mark_echoes(works)
+        return await self._settle(works)
 
     # ------------------------------------------------------------------ begin
 
@@ -201,30 +208,28 @@ class InboundStage:
         return self._policies[adapter.manifest.retry_policy if adapter else "channel_event"]
 
     async def _mark_echoes(self, works: Sequence[Work]) -> None:
-        """What a webhook tells of our own write is stored and not told to the core again."""
-        marked: list[tuple[Work, Effects, Sourced[Reservation], str]] = []
+        """What is told of our own write is stored and not told to the core again."""
+        told: list[tuple[Work, Effects, Sourced[Reservation]]] = []
+        asked: list[tuple[str, str, str | None]] = []
         for work in works:
             match work.outcome:
                 case Done(result=Effects(reservations=(reservation,)) as effects):
-                    writes = own_writes_of(work.row.own_writes)
-                    if is_echo(reservation, writes):
-                        work.outcome, work.own_writes = Skip(ECHO, effects), writes
-                    elif reservation.entity.marker and not writes:
-                        marked.append((work, effects, reservation, reservation.entity.marker))
+                    told.append((work, effects, reservation))
+                    marker = reservation.entity.marker
+                    # A create may be unanswered yet; and while the vendor was asked, it may have refused what we wrote.
+                    if work.fetched or (marker and not work.row.own_writes):
+                        asked.append((work.row.connection_id, reservation.entity.external_id, marker))
                 case _:
                     pass
-        if not marked:
-            return
-        connection_ids = list({work.row.connection_id for work, *_ in marked})
-        markers = [marker for *_, marker in marked]
 
-        async def look() -> dict[str, str]:
+        async def look() -> dict[tuple[str, str], str]:
             async with self._pool.acquire() as connection:
-                return await store.own_writes_by_marker(connection, connection_ids, markers)
+                return await store.own_writes(connection, asked)
 
-        written = await outlast(look)
-        for work, effects, reservation, marker in marked:
-            writes = own_writes_of(written.get(marker))
+        found = await outlast(look) if asked else {}
+        for work, effects, reservation in told:
+            noted = None if work.fetched else work.row.own_writes
+            writes = own_writes_of(found.get((work.row.connection_id, reservation.entity.external_id), noted))
             if is_echo(reservation, writes):
                 work.outcome, work.own_writes = Skip(ECHO, effects), writes
 

@@ -244,10 +244,20 @@ SET external_property_id = EXCLUDED.external_property_id, name = EXCLUDED.name, 
 WHERE (stored.source_version, stored.observed_at, stored.tie)
     < (EXCLUDED.source_version, EXCLUDED.observed_at, EXCLUDED.tie)
 
--- name: own_writes_by_marker
--- A webhook about a create may come before the answer to the create does: then only the marker ties them.
-SELECT w.marker, jsonb_build_array(jsonb_build_object('expected', w.expected, 'written_at', w.written_at, 'said_at', (
-           SELECT c.received_at FROM channel_events d JOIN channel_events c ON c.id = d.parent_id
-           WHERE d.id = w.event_id)))::text AS own_writes
-FROM own_writes w
-WHERE w.connection_id = ANY ($1::text[]) AND w.marker = ANY ($2::text[])
+-- name: own_writes
+-- As in `load`, and by marker: a webhook about a create may come before the answer to the create does, and then only that ties
+-- them. Of a create that was answered the marker ties nothing more: what else has it is somebody's copy of that booking.
+SELECT g.connection_id, g.external_id, jsonb_agg(jsonb_build_object(
+           'expected', w.expected, 'written_at', w.written_at, 'said_at', (
+               SELECT c.received_at FROM channel_events d JOIN channel_events c ON c.id = d.parent_id
+               WHERE d.id = w.event_id)))::text AS own_writes
+FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[], $3::text[])) AS g (connection_id, external_id, marker)
+CROSS JOIN LATERAL (
+    SELECT event_id, expected, written_at, expires_at FROM own_writes
+    WHERE connection_id = g.connection_id AND external_id = g.external_id
+    UNION ALL
+    SELECT event_id, expected, written_at, expires_at FROM own_writes
+    WHERE connection_id = g.connection_id AND marker = g.marker AND external_id IS NULL
+) w
+WHERE w.expires_at > now()
+GROUP BY g.connection_id, g.external_id

@@ -269,7 +269,7 @@ class Machine(Outside):
             work.outcome = self._failed(work, error)
             return
         effects = found.get(hint)  # type: ignore[arg-type]
-        work.outcome = Done(effects) if effects is not None else Skip("gone at the vendor")
+        work.outcome = self._echo_or_done(work, effects) if effects is not None else Skip("gone at the vendor")
         work.fetched = True
 
     def _failed(self, work: inbound_rows.Work, error: AdapterError) -> Outcome:

@@ -354,7 +354,8 @@ class Tables:
         return [write for write in self.own_writes.values() if write.external_id == external]
 
     def own_write_by_marker(self, marker: str) -> OwnWrite | None:
-        return next((write for write in self.own_writes.values() if write.marker == marker), None)
+        """own_writes: of a create that is not answered yet."""
+        return next((w for w in self.own_writes.values() if w.marker == marker and w.external_id is None), None)
 
     def _add(self, event: Event) -> None:
         self.events[event.id] = event

@@ -106,11 +106,15 @@ async def _by_webhook(story: Story) -> None:
     await story.arrives(story.webhook())
 
 
+async def _by_hint(story: Story) -> None:
+    await story.arrives({"booking": {"id": story.booking}})
+
+
 async def _by_pull(story: Story) -> None:
     await story.pulled()
 
 
-WAYS = pytest.mark.parametrize("bring", [_by_webhook, _by_pull])
+WAYS = pytest.mark.parametrize("bring", [_by_webhook, _by_hint, _by_pull])
 
 
 @WAYS
@@ -182,3 +186,29 @@ async def test_what_we_said_long_ago_and_a_person_took_back_is_told_with_what_we
     await known.done("pms.booking.update", checkOut="2027-03-06")
     await known.pulled()
     assert await known.heard("adults") == [2]
+
+
+async def test_a_copy_of_our_booking_is_told(known: Story) -> None:
+    """Our mark is in it, too."""
+    account = known.world.sim.account
+    ours = known.booking
+    members = ("roomId", "status", "arrival", "departure", "numAdult", "apiReference")
+    assert not account.book({name: account.bookings[ours][name] for name in members}).errors
+    (copy,) = account.bookings.keys() - {ours}
+    await known.arrives(account.webhook_body(copy))
+    assert await known.heard("externalId") == [str(copy)]
+
+
+async def test_what_is_refused_while_the_vendor_is_asked_hides_nobodys_own_change(known: Story) -> None:
+    known.somebody(numAdult=3)  # its webhook tells the id alone
+    await known.world.db.execute(
+        "INSERT INTO own_writes (event_id, company_id, connection_id, external_id, marker, expected, expires_at)"
+        " SELECT gen_random_uuid(), company_id, connection_id, external_id, 'm', $1, expires_at FROM own_writes",
+        '{"adults": 3}',
+    )
+    known.world.sim.faults.add(Fault(FaultKind.SLOW, operation="GET /bookings", seconds=1))
+    assert (await known.world.webhook({"booking": {"id": known.booking}})).status_code == 202
+    await known.world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await known.world.db.execute("DELETE FROM own_writes WHERE marker = 'm'")  # as after a refusal
+    await known.world.all_settled()
+    assert await known.heard("adults") == [3]
