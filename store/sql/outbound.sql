@@ -53,6 +53,7 @@ ORDER BY m.connection_id
 SELECT DISTINCT wanted.company_id, wanted.prefix, e.connection_id, c.vendor
 FROM unnest($1::text[], $2::text[]) AS wanted (company_id, prefix)
 JOIN channel_events e ON e.lane >= wanted.prefix AND e.lane < wanted.prefix || chr(1114111)
+    AND e.lane = wanted.prefix || e.connection_id -- an id may itself begin with this prefix
     AND e.lane IS NOT NULL AND e.status IN ('received', 'processing', 'retrying', 'failed')
     AND e.company_id = wanted.company_id
 JOIN connections c ON c.id = e.connection_id

@@ -14,7 +14,7 @@ import pytest
 from schemas.event import BATCH_CONTENT_TYPE, SOURCE, Event, decode
 from schemas.ids import derived
 from simulators.core_pms import CorePms
-from store import outbound
+from store import connections, outbound
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from workers.commands import command_row
 
@@ -228,3 +228,18 @@ async def test_an_event_of_a_foreign_type_that_an_earlier_release_recorded_is_pa
     letter = await world.db.fetchrow("SELECT operation, error_message, owner FROM dead_letters")
     assert (letter["operation"], letter["owner"]) == (type_, "tenant")
     assert letter["error_message"].startswith(f"type: {type_} is not a command; known: pms.")
+
+
+async def test_an_update_is_not_routed_by_the_lanes_of_another_booking(world: World, core: CorePms) -> None:
+    """One whose id begins as a lane of the first would."""
+    await connections.add_connection(world.db, "other", COMPANY, "beds24", "Other", None, {})
+    for booking, connection in (("A@x", "other"), ("C", CONNECTION)):
+        row = command_row(uuid.uuid4(), COMPANY, Event.model_validate(said(booking)), (await world.cipher()).seal)
+        lane = f"reservation:{booking}@{connection}"
+        await outbound.insert_commands(
+            world.db, [replace(row, connection_id=connection, parent_id=uuid.uuid4(), lane=lane, lane_policy="hold")]
+        )
+    wanted = [(COMPANY, outbound.lane_prefix("reservation", name)) for name in ("A", "A@x", "C")]
+    assert await outbound.laned_connections(world.db, wanted) == {
+        wanted[1]: [("other", "beds24")], wanted[2]: [(CONNECTION, "beds24")],
+    }  # fmt: skip
