@@ -193,7 +193,8 @@ async def _not_abandoned(connection: Connection, id_: UUID) -> Problem:
 def _not_retried(status: str) -> Problem:
     if status in {EventStatus.FAILED, EventStatus.ABANDONED}:
         detail = (
-            "something newer about the same thing went out since, and would be undone; send the present state instead"
+            "something newer about the same thing went out since, or is to, and would be undone; "
+            "send the present state instead"
         )
         return Problem(409, "overtaken", detail)
     return Problem(409, "not-failed", f"only failed or abandoned events are retried; this one is {status}")

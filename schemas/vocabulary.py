@@ -14,7 +14,7 @@ class EventStatus(StrEnum):
     DONE = "done"
     FAILED = "failed"  # budget used up or refused: a dead letter tells why
     SKIPPED = "skipped"  # nothing to do: duplicate, stale, echo of our own write
-    SUPERSEDED = "superseded"  # a newer command of its lane replaced it
+    SUPERSEDED = "superseded"  # went out merged into a newer command of its lane
     ABANDONED = "abandoned"  # an operator gave it up, with a reason
 
 

@@ -110,9 +110,19 @@ async def newest(connection: Connection) -> UUID | None:
     return id_
 
 
-async def kinds(connection: Connection, wanted: Filter, limit: int | None = None) -> list[asyncpg.Record]:
-    """How many open ones, or how many of the oldest `limit`, of which vendor, operation and status, with an event or not."""
-    return list(await connection.fetch(_SQL["kinds"], *_given(wanted), limit))
+async def kinds(
+    connection: Connection, wanted: Filter, limit: int | None = None, *, judged: bool = False
+) -> list[asyncpg.Record]:
+    """How many open ones, or how many of the oldest `limit`, of which vendor, operation and status, with an event or not.
+
+    judged: and which of them something newer has overtaken; else none
+    """
+    return list(await connection.fetch(_SQL["kinds"], *_given(wanted), limit, judged))
+
+
+async def overtaken(connection: Connection, event_ids: Sequence[UUID]) -> set[UUID]:
+    """Of these, what a requeue would leave because of something newer."""
+    return {row["id"] for row in await connection.fetch(_SQL["overtaken"], event_ids)}
 
 
 async def groups(connection: Connection, wanted: Filter) -> list[asyncpg.Record]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from store.dead_letters import Filter
     from workers.bulk import Batch, Letters, Task
 
-    Leaves = Callable[[str, bool], str | None]
+    Leaves = Callable[[Mapping[str, Any]], str | None]
 
 app = noun("Dead letters: look, edit, requeue, abandon.")
 app.command("edit", epilog=edits.EXAMPLES)(edits.edit)
@@ -253,17 +253,18 @@ def reason_of(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ choosing
 
 
-def _not_requeued(status: str, readable: bool) -> str | None:
+def _not_requeued(letter: Mapping[str, Any]) -> str | None:
     """Why a letter would be left as it is; None: its event runs again."""
-    if not readable:
+    if not letter["readable"]:
         return "no event could be read from them"
-    return (
-        None if status in {DeadLetterStatus.PENDING, DeadLetterStatus.ABANDONED} else "they run already or have ended"
-    )
+    if letter["status"] not in {DeadLetterStatus.PENDING, DeadLetterStatus.ABANDONED}:
+        return "they run already or have ended"
+    why = "something newer about the same thing went out since, or is to, and would be undone"
+    return why if letter["overtaken"] else None
 
 
-def _not_abandoned(status: str, _readable: bool) -> str | None:
-    return None if status in {DeadLetterStatus.PENDING, DeadLetterStatus.RETRYING} else "they are not open"
+def _not_abandoned(letter: Mapping[str, Any]) -> str | None:
+    return None if letter["status"] in {DeadLetterStatus.PENDING, DeadLetterStatus.RETRYING} else "they are not open"
 
 
 @dataclass(frozen=True)
@@ -375,10 +376,16 @@ def _pick(ids: list[UUID] | None, wanted: Filter, everything: bool, limit: int |
 
 
 async def _named(ids: Sequence[UUID], leaves: Leaves) -> _Plan:
+    from store import dead_letters
     from workers.bulk import Letters
 
     rows = await _by_id(ids)
-    one_each = [row | {"letters": 1, "readable": row["event_id"] is not None} for row in rows]
+    async with session.operator() as db:
+        late = await dead_letters.overtaken(db, [row["event_id"] for row in rows if row["event_id"]])
+    one_each = [
+        row | {"letters": 1, "readable": row["event_id"] is not None, "overtaken": row["event_id"] in late}
+        for row in rows
+    ]
     given = {}
     for row in rows:
         given[row["id"]] = given[row["event_id"]] = row["id"] if row["id"] in ids else row["event_id"]
@@ -396,7 +403,7 @@ async def _counted(wanted: Filter, limit: int | None, leaves: Leaves) -> _Plan:
     async with session.operator() as db:
         if wanted.until is None:
             wanted = replace(wanted, until=await dead_letters.newest(db))
-        counts = await dead_letters.kinds(db, wanted, limit)
+        counts = await dead_letters.kinds(db, wanted, limit, judged=leaves is _not_requeued)
     return _Plan(Letters(wanted), *_sorted(map(dict, counts), leaves), limit)
 
 
@@ -404,7 +411,7 @@ def _sorted(counts: Iterable[Mapping[str, Any]], leaves: Leaves) -> tuple[Counte
     """(what it would be done to, why the others would be left)"""
     kinds, left = Counter[tuple[str, str]](), Counter[str]()
     for row in counts:
-        why = leaves(row["status"], row["readable"])
+        why = leaves(row)
         if why is None:
             kinds[row["vendor"] or "no vendor", row["operation"]] += row["letters"]
         else:

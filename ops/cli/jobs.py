@@ -108,7 +108,9 @@ def finish(id_: UUID, *, as_json: bool) -> None:
 
 
 def _where(job: Job) -> str:
-    return "events replay --dry-run" if job.kind == JobKind.REPLAY else "dlq list"
+    return {JobKind.REPLAY: "events replay --dry-run", JobKind.REQUEUE: "dlq requeue --dry-run"}.get(
+        JobKind(job.kind), "dlq list"
+    )
 
 
 def _tell_reasons(reasons: list[dict[str, Any]]) -> None:

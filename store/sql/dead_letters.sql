@@ -56,16 +56,19 @@ ORDER BY id LIMIT $10
 SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1
 
 -- name: kinds
--- How many open ones of what, the most frequent first; $9 of so many, the oldest (null: of all).
-SELECT vendor, operation, status, readable, count(*) AS letters FROM (
-    SELECT vendor, operation, status, event_id IS NOT NULL AS readable FROM dead_letters
+-- How many open ones of what, the most frequent first; $9 of so many, the oldest (null: of all). $10: also whether a requeue
+-- would leave them.
+SELECT vendor, operation, status, readable, overtaken, count(*) AS letters FROM (
+    SELECT vendor, operation, status, event_id IS NOT NULL AS readable,
+           $10::boolean AND COALESCE(is_overtaken(event_id), false) AS overtaken
+    FROM dead_letters
     WHERE status IN ('pending', 'retrying') AND ($1::text IS NULL OR status = $1)
       AND ($2::text IS NULL OR vendor = $2) AND ($3::text IS NULL OR company_id = $3)
       AND ($4::text IS NULL OR operation = $4) AND ($5::text IS NULL OR error_class = $5)
       AND ($6::text IS NULL OR fingerprint = $6) AND ($7::text IS NULL OR owner = $7)
       AND ($8::uuid IS NULL OR id <= $8)
     ORDER BY id LIMIT $9) counted
-GROUP BY vendor, operation, status, readable ORDER BY count(*) DESC, vendor, operation
+GROUP BY vendor, operation, status, readable, overtaken ORDER BY count(*) DESC, vendor, operation
 
 -- name: groups
 -- Open ones by cause, the most frequent first.
@@ -95,14 +98,15 @@ SELECT take_lane(id, lane, lane_policy, seq)
 FROM (SELECT DISTINCT ON (lane) id, lane, lane_policy, seq FROM channel_events
       WHERE id = ANY ($1::uuid[]) AND lane IS NOT NULL ORDER BY lane) l
 
+-- name: overtaken
+-- Of these events, those that a requeue leaves because of something newer.
+SELECT id FROM unnest($1::uuid[]) AS g (id) WHERE is_overtaken(id)
+
 -- name: requeue
 -- A fresh budget for the same event; its history stays. The relay publishes it. Rows are locked in the order in which the
--- workers lock theirs. What something newer of its lane has overtaken (it was abandoned, or replaced) is left: it would be
--- sent beside that, or put an older state back.
+-- workers lock theirs. What something newer has overtaken is left: it would be sent beside that, or put an older state back.
 WITH event AS (
-    SELECT id FROM channel_events e WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'abandoned')
-      AND NOT EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq
-                      AND (n.status = 'processing' OR n.status = 'done' AND n.replay_of IS NULL))
+    SELECT id FROM channel_events WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'abandoned') AND NOT is_overtaken(id)
     ORDER BY id FOR UPDATE
 ), letter AS (
     UPDATE dead_letters d SET status = 'retrying', resolved_by = $2, resolved_at = NULL, notes = COALESCE($3, notes)

@@ -243,8 +243,8 @@ class Tables:
         event.lease_token = None
 
     def gone_past(self, event: Event) -> bool:
-        """requeue: something newer of its lane is done, or being done."""
-        ended = {EventStatus.PROCESSING, EventStatus.DONE}
+        """is_overtaken: something newer of its lane went out, also merged, or is being sent."""
+        ended = {EventStatus.PROCESSING, EventStatus.DONE, EventStatus.SUPERSEDED}
         lane = [other for other in self.events.values() if event.lane is not None and other.lane == event.lane]
         return any(other.seq > event.seq and other.status in ended for other in lane)
 

@@ -133,6 +133,157 @@ async def test_what_the_lane_went_past_is_not_sent_again_behind_it(world: World,
     assert await world.db.fetchval("SELECT status FROM channel_events WHERE id = $1", head) == "abandoned"
 
 
+CALENDAR = "POST /inventory/rooms/calendar"
+
+
+async def push(core: CorePms, key: str, day: int, **says: Any) -> None:
+    night = f"2027-05-{day:02d}"
+    period = {"first": night, "last": night, "available": says.pop("available")} | says
+    data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [period], "currency": "EUR" if says else None}
+    await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
+
+
+async def sent(world: World, count: int) -> None:
+    done = "SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'"
+    await world.until(done, equals=count)
+
+
+def available(world: World, day: int) -> int:
+    return int(world.sim.account.inventory.num_avail(int(ROOM), f"2027-05-{day:02d}"))
+
+
+async def letters(world: World, count: int) -> list[str]:
+    """The events of so many dead letters, the first that failed first."""
+    await world.until("SELECT count(*) FROM dead_letters", equals=count)
+    return [str(row["event_id"]) for row in await world.db.fetch("SELECT event_id FROM dead_letters ORDER BY id")]
+
+
+async def requeued(world: World, cli: Cli, *ids: str) -> list[str]:
+    """Of these, those that went again."""
+    done = await cli("dlq", "requeue", *ids, "--json", code=None)
+    await world.two_seconds_pass()
+    await world.all_settled()
+    found: list[str] = done.document["requeued"]
+    assert done.code == (0 if set(found) == set(ids) else 1)
+    return found
+
+
+async def test_what_went_out_merged_is_not_undone_by_a_requeue(world: World, cli: Cli, core: CorePms) -> None:
+    """The close went out in its own part, because the newest, with which it waited, was refused."""
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "open", 2, available=3)
+    (opening,) = await letters(world, 1)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    await push(core, "close", 2, available=0)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+    later = (
+        "UPDATE channel_events SET next_attempt_at = next_attempt_at + interval '1 minute' WHERE status = 'retrying'"
+    )
+    await world.db.execute(later)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, skip=1))
+    await push(core, "newest", 3, available=1)
+    await letters(world, 2)
+    states = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
+    assert [row["status"] for row in states] == ["failed", "superseded", "failed"]
+    assert available(world, 2) == 0
+    assert await requeued(world, cli, opening) == []
+    assert available(world, 2) == 0
+
+
+async def test_a_parked_command_is_not_sent_behind_newer_availability(world: World, cli: Cli, core: CorePms) -> None:
+    await cli("mapping", "remove", CONNECTION, "property", PROPERTY)
+    await push(core, "a-1", 2, available=3)
+    (parked,) = await letters(world, 1)
+    await world.map("property", PROPERTY, "P1")
+    await push(core, "a-2", 2, available=0)
+    await sent(world, 1)
+    assert await requeued(world, cli, parked) == []
+    assert available(world, 2) == 0
+
+
+async def test_a_parked_command_is_not_sent_behind_newer_ones_of_its_booking(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    await core.publish("pms.booking.update", "B-9", COMPANY, {"reservationId": "B-9", "adults": 4}, "u-1")
+    (parked,) = await letters(world, 1)
+    await core.publish("pms.booking.create", "B-9", COMPANY, {"reservationId": "B-9", **STAY}, "c-1")
+    await core.publish("pms.booking.update", "B-9", COMPANY, {"reservationId": "B-9", "adults": 1}, "u-2")
+    await sent(world, 2)
+    assert await requeued(world, cli, parked) == []
+    (booking,) = world.sim.account.bookings.values()
+    assert booking["numAdult"] == 1
+
+
+async def test_a_parked_command_goes_while_nothing_newer_about_the_same_went_out(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    """One after the other, each routed before the next: the delivery of the older one is recorded after the newer command."""
+    await cli("mapping", "remove", CONNECTION, "property", PROPERTY)
+    for key, count in (("a-1", 3), ("a-2", 0)):
+        await push(core, key, 2, available=count)
+    first, second = await letters(world, 2)
+    await core.publish("pms.booking.create", "RT1", COMPANY, {"reservationId": "RT1", **STAY}, "another thing")
+    await letters(world, 3)
+    await world.map("property", PROPERTY, "P1")
+    assert await requeued(world, cli, first) == [first]
+    assert available(world, 2) == 3
+    assert await requeued(world, cli, second) == [second]
+    assert available(world, 2) == 0
+    assert await requeued(world, cli, (await letters(world, 3))[2])
+
+
+async def test_a_parked_command_waits_for_what_is_to_become_of_a_newer_one_that_failed(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    """That could be requeued, too, and would go out first, being in the lane already."""
+    await cli("mapping", "remove", CONNECTION, "property", PROPERTY)
+    await push(core, "a-1", 2, available=3)
+    (parked,) = await letters(world, 1)
+    await world.map("property", PROPERTY, "P1")
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "a-2", 2, available=0)
+    _, failed = await letters(world, 2)
+    assert await requeued(world, cli, parked, failed) == [failed]
+    assert available(world, 2) == 0
+
+
+async def test_a_parked_command_goes_past_an_abandoned_newer_one(world: World, cli: Cli, core: CorePms) -> None:
+    await cli("mapping", "remove", CONNECTION, "property", PROPERTY)
+    await push(core, "a-1", 2, available=3)
+    (parked,) = await letters(world, 1)
+    await world.map("property", PROPERTY, "P1")
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "a-2", 2, available=0)
+    _, failed = await letters(world, 2)
+    await cli("dlq", "abandon", failed, "--reason", "never mind", "--yes")
+    assert await requeued(world, cli, parked) == [parked]
+    assert available(world, 2) == 3
+
+
+async def test_what_a_requeue_would_leave_is_known_before(world: World, cli: Cli, core: CorePms) -> None:
+    """Dry run, question, job and what is done say one number."""
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=2))
+    await push(core, "a", 2, available=3)
+    (overtaken,) = await letters(world, 1)
+    await push(core, "b", 3, available=3)
+    _, other = await letters(world, 2)
+    await world.db.execute(  # as of another room
+        "UPDATE channel_events SET lane = 'availability:RT2@' || connection_id WHERE id = $1::uuid", other
+    )
+    await push(core, "c", 4, available=3)
+    await sent(world, 1)
+    why = "1 would be left: something newer about the same thing went out since, or is to"
+    for words in (("--vendor", "beds24"), (overtaken, other)):
+        assert f"1 would be requeued, {why}" in (await cli("dlq", "requeue", *words, "--dry-run")).err
+    assert f"0 would be requeued, {why}" in (await cli("dlq", "requeue", overtaken, "--dry-run")).err
+    asked = (await cli("dlq", "requeue", "--vendor", "beds24", typed="n\n", code=1)).err
+    assert f"Requeue 1 dead letter (1 beds24 pms.availability.update; {why}" in asked
+    job = (await cli("dlq", "requeue", "--vendor", "beds24", "--job", "--yes", "--json")).document
+    assert (job["status"], job["total"], job["done"], job["left"]) == ("done", 1, 1, 1)
+    assert f"overtaken by something newer: {overtaken}" in (await cli("dlq", "requeue", overtaken, code=1)).err
+
+
 async def test_with_its_head_again_a_lane_keeps_all_of_its_order(world: World, cli: Cli, core: CorePms) -> None:
     await hold(world, core, "B-3")
     told = await cli("lanes", "release", "--vendor", "beds24", "--requeue", "--yes", "--json")
