@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -78,7 +79,7 @@ class Selection:
     since, until  until is not part of it
     """
 
-    statuses: tuple[str, ...] = ("done",)
+    statuses: tuple[str, ...] = ("done", "superseded")
     first: int = 0
     last: int = 0
     since: datetime | None = None
@@ -163,14 +164,15 @@ async def deliveries_of(connection: Connection, ids: Sequence[UUID]) -> list[asy
     return list(await connection.fetch(_SQL["deliveries_of"], ids))
 
 
-async def followers(connection: Connection, wanted: Selection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
-    """What the selection has behind these deliveries in their lanes, in the order of recording."""
-    return list(
-        await connection.fetch(
-            _SQL["followers"], ids, wanted.last, wanted.statuses, wanted.since, wanted.until, wanted.connection_ids,
-            wanted.company_id, wanted.event_type, wanted.ids,
-        )
+async def followers(
+    connection: Connection, wanted: Selection, ids: Sequence[UUID], most: int | None = None
+) -> list[asyncpg.Record]:
+    """What the selection has behind these deliveries in their lanes, in the order of recording, or some of it."""
+    rows = await connection.fetch(
+        _SQL["followers"], ids, wanted.last, wanted.statuses, wanted.since, wanted.until, wanted.connection_ids,
+        wanted.company_id, wanted.event_type, wanted.ids, most,
     )  # fmt: skip
+    return sorted(rows, key=itemgetter("seq"))
 
 
 async def overtaken(connection: Connection, ids: Sequence[UUID], repeated: Sequence[UUID]) -> set[UUID]:
@@ -180,7 +182,7 @@ async def overtaken(connection: Connection, ids: Sequence[UUID], repeated: Seque
 
 async def repeated(connection: Connection, run: UUID, ids: Sequence[UUID]) -> set[UUID]:
     """Of these, what that run of a replay has repeated already."""
-    return {row["replay_of"] for row in await connection.fetch(_SQL["repeated"], run, ids)}
+    return {row["id"] for row in await connection.fetch(_SQL["repeated"], run, ids)}
 
 
 async def mapped(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
@@ -189,7 +191,7 @@ async def mapped(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def replay(connection: Connection, originals: Sequence[UUID], run: UUID) -> list[asyncpg.Record]:
-    """New rows for these, in this order. run: part of their keys, so that one run repeats each but once.
+    """New rows for these, in the order of recording. run: part of their keys, so that one run repeats each but once.
 
     returns  id, replay_of, company_id of each that is new
     """

@@ -16,7 +16,7 @@ from store.dead_letters import Filter
 from store.events import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import asyncpg
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from store.pool import Connection
 
 STRETCH = 20_000  # rows that one batch of a replay looks at, however few of them it wants
+TOGETHER = 5_000  # commands that it repeats beside these, because they are of the same lanes; more only of a single one
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class Replay:
 
     run    names the replay in its events' keys: one run repeats an event but once
     whole  all that is selected is meant. Then the commands of a lane are repeated together, so that whoever stops in between
-           leaves none of them at an older state. Otherwise only the newest of a lane may go.
+           leaves none of them at an older state; availability goes out merged again. Otherwise only the newest of a lane may go.
     """
 
     selection: Selection
@@ -213,37 +214,67 @@ class Replay:
             left=[one.id for one in page.found if one.id not in done],
         )
 
-    async def page(self, db: Connection, cursor: str | None, limit: int) -> Page:
-        """What this run has not repeated yet."""
+    async def page(self, db: Connection, cursor: str | None, limit: int, met: Collection[UUID] = frozenset()) -> Page:
+        """What this run has not repeated yet. met: what its caller had with a page before, and does not want again"""
+        rows, reached, more = await self._next(db, cursor, limit)
+        found = await self._left(db, [row for row in rows if row["id"] not in met])
+        some, behind = await self._together(db, found)
+        if len(some) < len(found):
+            reached, more = self._place(some[-1], cursor), True
+        return Page(*await self._judge(db, some, behind), reached, more)
+
+    async def _next(self, db: Connection, cursor: str | None, limit: int) -> tuple[list[asyncpg.Record], str, bool]:
+        """returns rows of the selection, the place behind them, and whether there are more"""
         wanted = self.selection
         if wanted.ids is not None:
             start = int(cursor or 0)
             end = start + limit
-            rows = await events.replayable_ids(db, wanted.ids[start:end])
-            cursor, more = str(end), end < len(wanted.ids)
-        else:
-            after = int(cursor) if cursor else wanted.first
-            up_to = min(after + STRETCH, wanted.last)
-            rows = await events.replayable(db, wanted, after, up_to, limit)
-            reached = rows[-1]["seq"] if len(rows) == limit else up_to
-            cursor, more = str(reached), reached < wanted.last
-        return Page(*await self._judge(db, rows), cursor, more)
+            return await events.replayable_ids(db, wanted.ids[start:end]), str(end), end < len(wanted.ids)
+        after = int(cursor) if cursor else wanted.first
+        up_to = min(after + STRETCH, wanted.last)
+        rows = await events.replayable(db, wanted, after, up_to, limit)
+        reached = rows[-1]["seq"] if len(rows) == limit else up_to
+        return rows, str(reached), reached < wanted.last
 
-    async def _judge(self, db: Connection, rows: Sequence[asyncpg.Record]) -> tuple[list[Candidate], list[Candidate]]:
+    def _place(self, row: asyncpg.Record, cursor: str | None) -> str:
+        """Behind this row, which comes after the cursor."""
+        ids = self.selection.ids
+        return str(row["seq"] if ids is None else ids.index(row["id"], int(cursor or 0)) + 1)
+
+    async def _left(self, db: Connection, rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
+        """Of these, what this run has not repeated together with something before them."""
         deliveries = [row["id"] for row in rows if row["direction"] == "outbound"]
+        if not (self.whole and deliveries):
+            return rows
+        repeated = await events.repeated(db, self.run, deliveries)
+        return [row for row in rows if row["id"] not in repeated]
+
+    async def _together(
+        self, db: Connection, rows: list[asyncpg.Record]
+    ) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
+        """The first of these, and all that the selection has behind them in their lanes; as many as one transaction should
+        hold, but at least one of them."""
+        if not self.whole:
+            return rows, []
+        while True:
+            deliveries = [row["id"] for row in rows if row["direction"] == "outbound"]
+            most = TOGETHER + 1 if len(rows) > 1 else None
+            behind = await events.followers(db, self.selection, deliveries, most) if deliveries else []
+            if most is None or len(behind) < most:
+                return rows, await self._left(db, behind)
+            rows = rows[: len(rows) // 2]
+
+    async def _judge(
+        self, db: Connection, rows: Sequence[asyncpg.Record], behind: Sequence[asyncpg.Record]
+    ) -> tuple[list[Candidate], list[Candidate]]:
+        deliveries = [row["id"] for row in (*rows, *behind) if row["direction"] == "outbound"]
         if not deliveries:
             return [self._candidate(row) for row in rows], []
-        behind: list[asyncpg.Record] = []
-        if self.whole:
-            repeated = await events.repeated(db, self.run, deliveries)
-            rows = [row for row in rows if row["id"] not in repeated]
-            deliveries = [id_ for id_ in deliveries if id_ not in repeated]
-            behind = await events.followers(db, self.selection, deliveries)
         makers = [row["id"] for row in (*rows, *behind) if row["direction"] == "outbound" and self._makes(row)]
         there = await events.mapped(db, makers) if makers else set()
         judged = {row["id"]: self._candidate(row, there=row["id"] in there) for row in (*rows, *behind)}
         going = [id_ for id_, one in judged.items() if self.whole and one.runs(self.selection, again=self.again)]
-        for id_ in await events.overtaken(db, [*deliveries, *(row["id"] for row in behind)], going):
+        for id_ in await events.overtaken(db, deliveries, going):
             judged[id_] = replace(judged[id_], overtaken=True)
         return [judged[row["id"]] for row in rows], [judged[row["id"]] for row in behind]
 

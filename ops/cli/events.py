@@ -155,13 +155,13 @@ def moment(value: str) -> datetime:
 
 
 def statuses(value: str) -> tuple[str, ...]:
-    """done,skipped"""
+    """done,skipped; what went out merged into a newer one is done, too"""
     given = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
     if unknown := [word for word in given if word not in set(REPLAYED)]:
         failed = unknown[0] in {EventStatus.FAILED, EventStatus.ABANDONED}
         hint = "; what failed is requeued: `staybus dlq requeue`" if failed else ""
         raise typer.BadParameter(f"{unknown[0]}: of {', '.join(REPLAYED)}{hint}")
-    return given
+    return (*given, EventStatus.SUPERSEDED) if EventStatus.DONE in given else given
 
 
 @app.command(
@@ -189,7 +189,10 @@ def replay(
     company: Annotated[str | None, typer.Option("--company", help="Only this company's.")] = None,
     event_type: Annotated[str | None, typer.Option("--type", help="Only of this type.")] = None,
     status: Annotated[
-        Any, typer.Option("--status", parser=statuses, metavar="STATUS", help="How they ended: done, skipped, or both.")
+        Any,
+        typer.Option(
+            "--status", parser=statuses, metavar="STATUS", help="How they ended: done (also with a newer one), skipped."
+        ),
     ] = "done",
     again: Annotated[
         bool, typer.Option("--again", help="Also what makes a second effect, or puts an older state back, at a vendor.")
@@ -337,21 +340,23 @@ async def _plan(
     async with session.pool(API_ROLE) as pool:
         async with as_company(pool, None) as db:
             if ids:
-                selection = events.Selection(tuple(REPLAYED), ids=await _deliveries(db, ids))
+                selection = events.Selection((*REPLAYED, EventStatus.SUPERSEDED), ids=await _deliveries(db, ids))
             else:
                 first, last = await events.stretch(db, since, until)
                 at = await events.connections_of(db, vendor) if vendor else None
                 selection = events.Selection(status, first, last, since, until, at, company, event_type)
         task = Replay(selection, adapters(), again, uuid7(), whole=limit is None)
         kinds: Counter[tuple[str, str, str | None]] = Counter()
+        met: set[UUID] = set()  # with something before it in its lane
         cursor, more = None, True
         with progress("look", selection.last - selection.first) as advance:
             while more and not (limit is not None and kinds.total() >= limit):
                 async with as_company(pool, None) as db:
                     before = int(cursor or selection.first)
-                    page = await task.page(db, cursor, PAGE)
+                    page = await task.page(db, cursor, PAGE, met)
                 cursor, more = page.cursor, page.more
-                for one in page.found[: None if limit is None else limit - kinds.total()]:
+                met.update(one.id for one in page.behind)
+                for one in (*page.found, *page.behind)[: None if limit is None else limit - kinds.total()]:
                     kinds[one.vendor or "none", one.event_type, _against(one, selection)] += 1
                 advance(int(cursor or 0) - before)
     return _Plan(task, kinds, limit)
@@ -390,7 +395,7 @@ async def _replay(plan: _Plan, limit: int | None, rate: float, why: str | None) 
 
     order = Order(session.actor(), why)
     size = max(1, min(PAGE, int(rate)))
-    whole = Batch(None, more=plan.total > 0 or plan.task.selection.ids is not None)
+    whole = Batch(None, more=plan.kinds.total() > 0)
     async with session.pool(API_ROLE) as pool:
         with progress("replay", plan.total) as advance:
             while whole.more and (limit is None or len(whole.done) + whole.failed < limit):

@@ -67,30 +67,47 @@ FROM unnest($1::uuid[]) AS g (id) JOIN channel_events e ON e.id = g.id
 LEFT JOIN channel_events d ON d.parent_id = e.id AND d.replay_of IS NULL
 
 -- name: followers
--- What the selection has behind these deliveries in lanes that keep their order. $2 to $8: the selection, $9 its ids.
-SELECT DISTINCT n.id, n.seq, n.company_id, n.direction, n.event_type, n.status, c.vendor
-FROM channel_events e JOIN channel_events n ON n.lane = e.lane AND n.seq > e.seq
+-- What the selection has behind these deliveries in their lanes, in any order and at most $10. $2 to $8: the selection, $9 its
+-- ids. Which statuses a delivery in a lane can be repeated of is said once more, for the index; OFFSET 0, so that each lane is
+-- looked up in it, however many the planner expects.
+SELECT n.id, n.seq, n.company_id, n.direction, n.event_type, n.status, c.vendor
+FROM (SELECT lane, min(seq) AS first FROM channel_events WHERE id = ANY ($1::uuid[]) AND lane IS NOT NULL GROUP BY lane) l
+CROSS JOIN LATERAL (
+    SELECT f.id, f.seq, f.company_id, f.direction, f.event_type, f.status, f.connection_id FROM channel_events f
+    WHERE f.lane = l.lane AND f.seq > l.first AND f.status IN ('done', 'superseded')
+      AND f.id NOT IN (SELECT unnest($1)) AND f.replay_of IS NULL
+      AND CASE WHEN $9::uuid[] IS NOT NULL THEN f.id IN (SELECT unnest($9))
+          ELSE f.seq <= $2 AND f.status = ANY ($3::text[])
+               AND ($4::timestamptz IS NULL OR f.received_at >= $4) AND ($5::timestamptz IS NULL OR f.received_at < $5)
+               AND ($6::text[] IS NULL OR f.connection_id = ANY ($6)) AND ($7::text IS NULL OR f.company_id = $7)
+               AND ($8::text IS NULL OR f.event_type = $8) END
+    OFFSET 0
+) n
 LEFT JOIN connections c ON c.id = n.connection_id
-WHERE e.id = ANY ($1::uuid[]) AND e.lane_policy = 'hold' AND n.id <> ALL ($1) AND n.replay_of IS NULL
-  AND CASE WHEN $9::uuid[] IS NOT NULL THEN n.id = ANY ($9)
-      ELSE n.seq <= $2 AND n.status = ANY ($3::text[])
-           AND ($4::timestamptz IS NULL OR n.received_at >= $4) AND ($5::timestamptz IS NULL OR n.received_at < $5)
-           AND ($6::text[] IS NULL OR n.connection_id = ANY ($6)) AND ($7::text IS NULL OR n.company_id = $7)
-           AND ($8::text IS NULL OR n.event_type = $8) END
-ORDER BY n.seq
+LIMIT $10
 
 -- name: overtaken
 -- Of these deliveries, those after which something newer of their lane went out, or is on its way: sent again, they would put
--- an older state back. Not where the newer one is repeated behind them ($2); in a lane that replaces, that one is enough.
-SELECT e.id FROM channel_events e
-WHERE e.id = ANY ($1::uuid[]) AND e.lane IS NOT NULL AND EXISTS (
-    SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.replay_of IS NULL
-        AND (n.status = 'done' AND NOT (e.lane_policy = 'hold' AND n.id = ANY ($2::uuid[]))
-             OR n.status IN ('received', 'processing', 'retrying')))
+-- an older state back. Not where the newer one is repeated behind them ($2). The newest one decides, and is looked up once.
+WITH given AS MATERIALIZED (
+    SELECT id, lane, seq FROM channel_events WHERE id = ANY ($1::uuid[]) AND lane IS NOT NULL
+), newest AS MATERIALIZED (
+    SELECT l.lane, GREATEST(
+        (SELECT max(n.seq) FROM channel_events n WHERE n.lane = l.lane AND n.seq > l.first AND n.replay_of IS NULL
+            AND n.status IN ('done', 'superseded') AND n.id NOT IN (SELECT unnest($2::uuid[]))),
+        (SELECT max(n.seq) FROM channel_events n WHERE n.lane = l.lane AND n.seq > l.first AND n.replay_of IS NULL
+            AND n.status IN ('received', 'processing', 'retrying'))) AS seq
+    FROM (SELECT lane, min(seq) AS first FROM given GROUP BY lane) l
+)
+SELECT g.id FROM given g JOIN newest n ON n.lane = g.lane AND n.seq > g.seq
 
 -- name: repeated
--- Which of these a replay has repeated already.
-SELECT replay_of FROM channel_events WHERE job_id = $1 AND replay_of = ANY ($2::uuid[])
+-- Which of these a replay has repeated already, by the keys that it gives; each is looked up.
+SELECT e.id FROM channel_events e
+WHERE e.id = ANY ($2::uuid[]) AND EXISTS (
+    SELECT FROM channel_events r WHERE r.company_id = e.company_id AND r.direction = e.direction
+        AND r.idempotency_key = e.idempotency_key || '#replay:' || $1::uuid
+    OFFSET 0)
 
 -- name: mapped
 -- Of these deliveries, those whose entity has an id at their connection.
@@ -101,7 +118,7 @@ WHERE e.id = ANY ($1::uuid[])
 
 -- name: replay
 -- New rows that say the same as ended ones, the edit included, under keys of their own. A fact keeps the time at which it
--- came, which may be part of its version; a delivery goes to the end of its lane.
+-- came, which may be part of its version; a delivery goes to the end of its lane. In the order of recording.
 INSERT INTO channel_events (id, company_id, connection_id, property_id, parent_id, replay_of, job_id, overlay_id, direction,
     event_type, entity_type, entity_external_id, entity_internal_id, idempotency_key, payload, sealed, lane, lane_policy,
     max_attempts, trace, received_at)
@@ -109,9 +126,8 @@ SELECT g.id, e.company_id, e.connection_id, e.property_id, e.parent_id, e.id, $3
        e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id,
        e.idempotency_key || '#replay:' || $3::uuid, e.payload, e.sealed, e.lane, e.lane_policy, e.max_attempts, e.trace,
        CASE WHEN e.direction = 'inbound' THEN e.received_at ELSE clock_timestamp() END
-FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS g (original, id, position)
-JOIN channel_events e ON e.id = g.original
-ORDER BY g.position
+FROM unnest($1::uuid[], $2::uuid[]) AS g (original, id) JOIN channel_events e ON e.id = g.original
+ORDER BY e.seq
 ON CONFLICT (company_id, direction, idempotency_key) DO NOTHING
 RETURNING id, replay_of, company_id
 

@@ -17,10 +17,11 @@ import pytest
 from bench import past
 from schemas.ids import uuid7
 from store import ingest, retention
-from store.pool import open_pool
+from store.pool import API_ROLE, as_company, open_pool
 from store.retention import WALKS, Keep
 from store.seal import KeyFile
 from store.statements import statements
+from tests.integration.test_jobs import seed
 
 SMALL, LARGE = 2_000, 20_000
 GROWING = {
@@ -209,6 +210,49 @@ async def test_what_a_batch_touches_does_not_grow_with_the_past(both: tuple[dict
     assert large.keys() == small.keys()
     for name, blocks in large.items():
         assert blocks <= 1.6 * small[name] + 20, (name, small, large)
+
+
+# Of $2 rooms with ten commands each: routed, and sent; and a last one that could not be routed.
+ROOMS = """
+WITH said AS (
+    INSERT INTO channel_events (id, company_id, direction, event_type, entity_type, entity_internal_id, idempotency_key, payload,
+        status)
+    SELECT gen_random_uuid(), 'acme', 'outbound', 'pms.availability.update', 'availability', $1 || n % $2, gen_random_uuid(), '{}',
+           CASE WHEN n <= $2 THEN 'failed' ELSE 'done' END
+    FROM generate_series(1, 11 * $2::int) n RETURNING id, entity_internal_id AS room, status
+)
+INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type, entity_internal_id,
+    idempotency_key, payload, status, lane, lane_policy)
+SELECT gen_random_uuid(), 'acme', 'beds24-acme', id, 'outbound', 'pms.availability.update', 'availability', room,
+       gen_random_uuid(), '{}', 'done', 'availability:' || room || '@beds24-acme', 'supersede'
+FROM said WHERE status = 'done'"""
+
+
+async def test_what_an_operator_looks_at_does_not_grow_with_the_past(database_url: str) -> None:
+    """Under row-level security, which has the planner expect few rows of everything."""
+    owner = await asyncpg.connect(database_url)
+    await seed(owner)
+    await owner.execute(ROOMS, "Mine", 5)
+    parked = [row["id"] for row in await owner.fetch("SELECT id FROM channel_events WHERE status = 'failed'")]
+    sent = [row["id"] for row in await owner.fetch("SELECT id FROM channel_events WHERE lane IS NOT NULL")]
+    given: dict[tuple[str, str], tuple[Any, ...]] = {
+        ("dead_letters", "overtaken"): (parked,),
+        ("events", "overtaken"): (sent, sent),
+        ("events", "repeated"): (uuid7(), sent),
+        ("events", "followers"): (sent[:5], 10**6, ["done"], None, None, None, None, None, None, 5000),
+    }
+    sizes = []
+    pool = await open_pool(database_url, role=API_ROLE, name="test", size=1)
+    for others in (SMALL // 10, LARGE // 10):
+        await owner.execute(ROOMS, "Theirs", others)
+        await owner.execute("VACUUM ANALYZE channel_events")
+        async with as_company(pool, None) as db:
+            sizes.append({key: await touched(db, statements(key[0])[key[1]], *of) for key, of in given.items()})
+    await pool.close()
+    await owner.close()
+    small, large = sizes
+    for key, blocks in large.items():
+        assert blocks <= 2 * small[key] + 100, (key, small, large)  # read whole, ten times as many
 
 
 @pytest.mark.parametrize("name", ["unpublished", "due", "expired", "stale"])

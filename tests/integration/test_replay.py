@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapters.registry import adapters
+from ops.cli import events as command
 from schemas.ids import uuid7
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate, truth
@@ -15,6 +16,7 @@ from simulators.core_pms import CorePms
 from store.events import Selection
 from tests.cli.conftest import Cli
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from workers import bulk
 from workers.bulk import Order, Replay
 
 if TYPE_CHECKING:
@@ -213,6 +215,133 @@ async def test_whoever_stops_a_replay_leaves_no_lane_at_an_older_state(world: Wo
     assert (second.done, second.left) == ([], [])
     assert await replayed(world) == {"done": 2}
     assert [booking["numAdult"] for booking in world.sim.account.bookings.values()] == [4]
+
+
+CALENDAR = "POST /inventory/rooms/calendar"
+NIGHTS = "2027-05-01", "2027-05-02", "2027-05-03"
+
+
+async def push(core: CorePms, night: str, count: int) -> None:
+    data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": night, "last": night, "available": count}]}
+    await core.publish("pms.availability.update", "RT1", COMPANY, data, f"{night}={count}")
+
+
+async def pushed(world: World, core: CorePms, *said: tuple[str, int]) -> None:
+    """One after the other, each by itself."""
+    before = await world.db.fetchval(SENT)
+    for number, (night, count) in enumerate(said, 1):
+        await push(core, night, count)
+        await world.until(SENT, equals=before + number)
+
+
+SENT = "SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done' AND replay_of IS NULL"
+
+
+def available(world: World) -> list[int]:
+    return [world.sim.account.inventory.num_avail(int(ROOM), night) for night in NIGHTS]
+
+
+def lost(world: World) -> int:
+    """The vendor forgets what it was told. returns how many calls that took"""
+    world.sim.account.inventory._set.clear()
+    return calls(world)
+
+
+def calls(world: World) -> int:
+    return sum(call.operation == CALENDAR for call in world.sim.account.calls)
+
+
+async def test_all_nights_that_a_filter_names_are_said_again(world: World, cli: Cli, core: CorePms) -> None:
+    """In one call, in which the newest word of a night counts."""
+    first, second, third = NIGHTS
+    await pushed(world, core, (first, 1), (second, 8), (third, 9), (first, 7))
+    before = lost(world)
+    filter_ = ("events", "replay", "--vendor", "beds24", "--from", "1h")
+    assert "4 would be replayed" in (await cli(*filter_, "--dry-run")).err
+    assert "replayed 4" in (await cli(*filter_, "--yes")).out
+    assert await replayed(world) == {"done": 1, "superseded": 3}
+    assert available(world) == [7, 8, 9]
+    assert calls(world) == before + 1
+
+
+async def test_what_went_out_merged_is_replayed_with_what_carried_it(world: World, cli: Cli, core: CorePms) -> None:
+    first, second, third = NIGHTS
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation=CALENDAR, seconds=1.5))
+    await push(core, first, 7)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await push(core, second, 8)
+    await push(core, third, 9)
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=3)
+    await world.all_settled()
+    merged = str(await world.db.fetchval("SELECT id FROM channel_events WHERE status = 'superseded'"))
+    lost(world)
+    for words in ((merged,), ("--type", "pms.availability.update", "--limit", "2", "--yes")):
+        told = await cli("events", "replay", *words, code=None)
+        assert "replayed 0" in told.out
+        assert "went out since" in told.err
+    filter_ = ("events", "replay", "--vendor", "beds24", "--from", "1h")
+    job = (await cli(*filter_, "--job", "--yes", "--json")).document
+    assert (job["status"], job["total"], job["done"], job["left"]) == ("done", 3, 3, 0)
+    assert await replayed(world) == {"done": 1, "superseded": 2}
+    assert available(world) == [7, 8, 9]
+    assert (await cli("jobs", "show", job["id"], "--json")).document["came_through"] == 3
+
+
+async def test_availability_is_not_put_back_behind_what_the_filter_leaves_out(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    first, second, _ = NIGHTS
+    await pushed(world, core, (first, 3), (second, 8))
+    await world.db.execute("UPDATE channel_events SET received_at = received_at - interval '1 hour'")
+    await pushed(world, core, (first, 0))
+    earlier = ("events", "replay", "--vendor", "beds24", "--to", "30m")
+    assert "0 would be replayed" in (await cli(*earlier, "--dry-run")).err
+    told = await cli(*earlier, "--yes")
+    assert "left as they are: 2; something newer about the same thing went out since" in told.err
+    assert available(world)[0] == 0
+    await cli(*earlier, "--again", "--yes")
+    assert await replayed(world) == {"done": 1, "superseded": 1}
+    assert available(world)[0] == 3
+
+
+async def test_many_lanes_go_in_several_transactions_and_each_of_them_whole(
+    world: World, cli: Cli, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of their commands a transaction should hold; and they are counted as it is done."""
+    monkeypatch.setattr(bulk, "TOGETHER", 1)
+    monkeypatch.setattr(command, "PAGE", 2)
+    first, second, third = NIGHTS
+    await pushed(world, core, (first, 1), (second, 8), (third, 9), (first, 7))
+    for booking in ("B-8", "B-9"):
+        await create(core, booking)
+    for adults in (3, 4):
+        for booking in ("B-8", "B-9"):
+            data = {"reservationId": booking, "adults": adults}
+            await core.publish("pms.booking.update", booking, COMPANY, data, f"{booking}={adults}")
+    await world.until(SENT, equals=10)
+    for event_type, sizes in (("pms.availability.update", [4]), ("pms.booking.update", [2, 2])):
+        wanted = Selection(last=10_000, event_type=event_type)
+        task, cursor, more = Replay(wanted, adapters(), False, uuid7(), whole=True), None, True
+        done = []
+        while more:
+            async with world.db.transaction():
+                batch = await task.batch(world.db, cursor, 2, Order("test"))
+            assert batch.left == []
+            done.append(len(batch.done))
+            cursor, more = batch.cursor, batch.more
+        assert [count for count in done if count] == sizes
+    updates = (
+        "SELECT id FROM channel_events WHERE parent_id IS NOT NULL AND replay_of IS NULL AND event_type LIKE '%update'"
+    )
+    ids = [str(row["id"]) for row in await world.db.fetch(updates)]
+    for words in (("--from", "1h", "--type", "pms.availability.update", "--yes"), ids):
+        dry = (await cli("events", "replay", *words, "--dry-run", "--json")).document
+        told = (await cli("events", "replay", *words, "--json")).document
+        assert sum(row["events"] for row in dry if row["replayed"]) == len(told["replayed"])
+        assert told["left"] == []
+    await replayed(world)
+    assert available(world) == [7, 8, 9]
+    assert {booking["numAdult"] for booking in world.sim.account.bookings.values()} == {4}
 
 
 async def test_what_was_edited_is_replayed_as_edited(world: World, cli: Cli, core: CorePms) -> None:
