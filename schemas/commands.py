@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -73,6 +73,18 @@ class InvalidCommandError(ValueError):
     """The data of a command does not fit; the text names the fields, never their values."""
 
 
+class Merging(Protocol):
+    """Commands of one lane on their way to be one. Each is laid over those before it, so that the newest word counts."""
+
+    def add(self, newer: Any) -> None:
+        """raises InvalidCommandError: no one command can say it all"""
+        ...
+
+    def command(self) -> CommandData:
+        """What they say together."""
+        ...
+
+
 class CommandData(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
@@ -84,11 +96,8 @@ class CommandData(BaseModel):
         """The internal ids that must be mapped before the vendor can be told."""
         raise NotImplementedError
 
-    def over(self, older: Self) -> Self:
-        """This command with what an older, unsent one says beside it: only asked of commands that supersede.
-
-        raises InvalidCommandError: no one command can say both
-        """
+    def merging(self) -> Merging:
+        """Begins, with this one as the oldest, what commands of one lane say together: only asked of those that supersede."""
         raise NotImplementedError
 
 
@@ -195,29 +204,46 @@ class AvailabilityUpdate(CommandData):
     def references(self) -> tuple[tuple[EntityType, str], ...]:
         return (EntityType.PROPERTY, self.property_id), (EntityType.ROOM_TYPE, self.room_type_id)
 
-    def over(self, older: Self) -> Self:
-        """Night by night and member by member: what this one does not say, the older one still says."""
-        if self._has_prices and older._has_prices and self.currency != older.currency:
-            raise InvalidCommandError(f"currency: prices in {older.currency} and {self.currency} are not one command")
-        nights = _nights(older)
-        for night, said in _nights(self).items():
-            nights[night] = {**nights.get(night, {}), **said}
-        currency = self.currency if self._has_prices else older.currency
-        return self.model_copy(update={"periods": tuple(_periods(nights)), "currency": currency})
+    def merging(self) -> Merging:
+        return _Calendar(self)
 
     @property
-    def _has_prices(self) -> bool:
+    def has_prices(self) -> bool:
         return any(period.price is not None for period in self.periods)
 
 
-def _nights(command: AvailabilityUpdate) -> dict[date, dict[str, int]]:
-    nights: dict[date, dict[str, int]] = {}
-    for period in command.periods:
-        said = period.model_dump(include={"available", "price", "min_stay"}, exclude_none=True)
-        for offset in range(period.nights):
-            night = period.first + timedelta(days=offset)
-            nights[night] = {**nights.get(night, {}), **said}
-    return nights
+class _Calendar:
+    """Availability of a room, night by night and member by member. Each command's nights are laid once, whatever their number."""
+
+    def __init__(self, oldest: AvailabilityUpdate) -> None:
+        self._newest = oldest
+        self._priced = oldest.has_prices
+        self._currency = oldest.currency
+        self._nights: dict[date, dict[str, int]] = {}
+        self._lay(oldest)
+
+    def add(self, newer: AvailabilityUpdate) -> None:
+        if newer.references() != self._newest.references():
+            raise InvalidCommandError("propertyId: what is said of two properties is not one command")
+        if newer.has_prices:
+            if self._priced and newer.currency != self._currency:
+                raise InvalidCommandError(
+                    f"currency: prices in {self._currency} and {newer.currency} are not one command"
+                )
+            self._priced, self._currency = True, newer.currency
+        self._newest = newer
+        self._lay(newer)
+        if len(self._nights) > COMMAND_NIGHTS:
+            raise InvalidCommandError(f"periods: more than {COMMAND_NIGHTS} nights are not one command")
+
+    def command(self) -> AvailabilityUpdate:
+        return self._newest.model_copy(update={"periods": tuple(_periods(self._nights)), "currency": self._currency})
+
+    def _lay(self, command: AvailabilityUpdate) -> None:
+        for period in command.periods:
+            said = period.model_dump(include={"available", "price", "min_stay"}, exclude_none=True)
+            for offset in range(period.nights):
+                self._nights.setdefault(period.first + timedelta(days=offset), {}).update(said)
 
 
 def _periods(nights: Mapping[date, dict[str, int]]) -> Iterator[Period]:

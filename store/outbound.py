@@ -109,6 +109,21 @@ class DeliveryRow:
     result: CoreEventRow
 
 
+@dataclass(slots=True)
+class SupersededRow:
+    """A delivery that a newer one of its lane took along.
+
+    why                with which one, or ahead of which one
+    request, response  as a DeliveryRow has them; None where they are with the one that it went out with
+    """
+
+    id: UUID
+    why: str
+    request: str | None
+    response: str | None
+    result: CoreEventRow
+
+
 @dataclass(frozen=True, slots=True)
 class LaneHead:
     id: UUID
@@ -179,18 +194,21 @@ async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease:
     return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease, token)]
 
 
-async def older_in_lane(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, list[tuple[UUID, str, str | None]]]:
-    """Claimed delivery → (id, payload, overlay) of the older ones that wait in its lane, newest of them first."""
-    found: dict[UUID, list[tuple[UUID, str, str | None]]] = {}
-    for row in await connection.fetch(_SQL["older_in_lane"], ids):
-        found.setdefault(row["newest"], []).append((row["id"], row["payload"], row["overlay"]))
-    return found
+async def older_in_lane(connection: Connection, newest: UUID, most: int) -> list[Claimed]:
+    """The oldest that wait in the lane of a claimed delivery, under its lease; attempts count the one that it makes for them."""
+    return [Claimed(*row) for row in await connection.fetch(_SQL["older_in_lane"], newest, most)]
 
 
-async def supersede(connection: Connection, rows: Sequence[tuple[UUID, UUID]]) -> None:
-    """rows: (the older delivery, the newer one that said it too)"""
-    if rows:
-        await connection.execute(_SQL["supersede"], *_columns(rows, 2))
+async def supersede(connection: Connection, rows: Sequence[SupersededRow]) -> Batch | None:
+    """Ends those that wait, in one statement. returns what others hear, not published yet"""
+    if not rows:
+        return None
+    given = [(r.id, r.why, r.request, r.response, r.result.id, r.result.data) for r in rows]
+    batch_id = uuid7()
+    found = await connection.fetch(_SQL["supersede"], *_columns(given, 6), Result.COMMAND_SUCCEEDED.value, batch_id)
+    ended = {row["id"] for row in found}
+    told = [row.result for row in rows if row.id in ended]
+    return Batch(batch_id, told) if told else None
 
 
 async def external_ids(

@@ -26,9 +26,8 @@ from store import outbound as store
 from store.dead_letters import behind_letters
 from store.gather import Gather
 from store.overlay import document
-from store.results import keep
 from store.seal import SealError
-from store.settle import bury, finish, resolve
+from store.settle import bury, resolve
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
@@ -36,24 +35,22 @@ from topology.declared import delivery_key
 from .decide import MAX_STARTS, decide, poison
 from .delivery_rows import (
     Work,
+    absorbed_rows,
     all_mapped,
-    dead_letter,
     delivery_row,
-    exchange,
-    finish_row,
     ids,
     is_plain,
     made_before,
     observe,
     own_write,
-    results_of,
     with_ids,
 )
 from .governor import Call, Ended, answered, uncounted
+from .lane import Lane, LeftForLaterError, end, end_with
 from .letters import stranger
 from .outcome import Defer, Done, Outcome, Park, Retry
 from .persist import commit, outlast
-from .say import say
+from .say import ask_or_execute, say
 from .window import Window
 
 if TYPE_CHECKING:
@@ -83,7 +80,7 @@ LAST_WORD = 5.0  # seconds at a stop for the database to take what is left to ot
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """ended: those whose lease was held still"""
+    """ended: those whose lease was held still, and what ended with them"""
 
     ended: list[Work]
     told: list[Batch | None]
@@ -267,7 +264,6 @@ class DeliveryStage:
                 await self._prepare(work)
             await self._admit([work for work in works.values() if work.outcome is None])
             runnable = [work for work in works.values() if work.outcome is None]
-            await self._absorb([work for work in runnable if _replaced(work)])
             await outlast(lambda: self._resolve_and_note(runnable))
         except BaseException:
             for work in works.values():
@@ -285,13 +281,8 @@ class DeliveryStage:
                 work.outcome = poison(row.starts)
                 return
             work.command = self._understand(row, work.known)
-        except InvalidCommandError as error:
-            work.outcome = Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
-        except SealError as error:
-            of = "the command" if work.known else "the connection's webhook secret, or its company's key"
-            work.outcome = Park(Fault.MISCONFIGURED, f"key file: {of}: {error}", Owner.PIPELINE, "sealed")
         except Exception as error:  # noqa: BLE001 - one row that cannot be prepared must not fail the claims beside it
-            if not isinstance(error, AdapterError):
+            if not isinstance(error, AdapterError | InvalidCommandError | SealError):
                 _log.exception("delivery cannot be prepared", extra=about(**ids(work)))
             work.outcome = self._failed(work, error)
 
@@ -310,28 +301,6 @@ class DeliveryStage:
         urgent = manifest.commands[work.row.event_type].lane is LanePolicy.HOLD
         looks_up = work.doubt and self._repeat(work) is not Repeat.ASK
         return Call(work.known.connection, CallKind.WRITE, manifest.rate_limit, urgent, looks_up)
-
-    async def _absorb(self, works: Sequence[Work]) -> None:
-        """Older commands that wait in the lane go out with the newest."""
-        if not works:
-            return
-
-        async def look() -> dict[UUID, list[tuple[UUID, str, str | None]]]:
-            async with self._pool.acquire() as connection:
-                return await store.older_in_lane(connection, [work.row.id for work in works])
-
-        older = await outlast(look)
-        for work in works:
-            if work.known is None:
-                raise AssertionError("a delivery without connection has its outcome already")
-            for id_, payload, overlay in reversed(older.get(work.row.id, [])):
-                try:
-                    said = parse_command(work.row.event_type, document(payload, None, overlay, work.known.cipher))
-                except Exception as error:  # noqa: BLE001 - neither the newest nor the claims beside it fail with an older one
-                    if not isinstance(error, InvalidCommandError | SealError):
-                        _log.exception("an older command cannot be read", extra=about(**ids(work), older=str(id_)))
-                    continue  # it waits for its own turn, and ends there with its reason
-                work.older.append((id_, said))
 
     def _understand(self, row: Claimed, known: Known | None) -> Command:
         """raises AdapterError, InvalidCommandError, SealError"""
@@ -392,10 +361,14 @@ class DeliveryStage:
         session = self._sessions.open(known)
         began = time.monotonic()
         try:
-            all_mapped(command)
             async with asyncio.timeout_at(work.until):
-                said = [*work.older, (row.id, command.data)]
-                reply = await say(session, work, command, said, self._repeat(work))
+                if _replaced(work):
+                    reply = await say(session, work, self._lane(work, known), self._repeat(work))
+                else:
+                    all_mapped(command)
+                    reply = await ask_or_execute(session, work, command, self._repeat(work))
+        except LeftForLaterError as error:
+            return Defer(self._now(), str(error))
         except TimeoutError:
             seconds = time.monotonic() - began
             work.doubt = True
@@ -412,8 +385,23 @@ class DeliveryStage:
         work.external_id = reply.external_id
         return Done(reply)
 
+    def _lane(self, work: Work, known: Known) -> Lane:
+        return Lane(
+            self._pool,
+            self._teller,
+            work,
+            read=lambda row: self._understand(row, known),
+            failed=self._failed,
+            now=self._now,
+        )
+
     def _failed(self, work: Work, error: Exception) -> Outcome:
         row, adapter = work.row, self._adapter(work)
+        if isinstance(error, InvalidCommandError):
+            return Park(Fault.INVALID, str(error), Owner.TENANT, "invalid_command")
+        if isinstance(error, SealError):
+            of = "the command" if work.known else "the connection's webhook secret, or its company's key"
+            return Park(Fault.MISCONFIGURED, f"key file: {of}: {error}", Owner.PIPELINE, "sealed")
         return decide(
             error,
             self._policies[adapter.manifest.retry_policy if adapter else "pms"],
@@ -494,26 +482,27 @@ class DeliveryStage:
             # Escaped, and in the text only: it may be what the database refuses.
             message += f"; the vendor has done it, under the id {ascii(work.external_id)[:100]}"
         work.outcome = Park(Fault.INVALID, message, Owner.PIPELINE, kind)
-        work.external_id = None
+        for one in (work, *work.absorbed):
+            one.external_id = None
         return await self._commit([work])
 
     async def _write(self, connection: Connection, works: Sequence[Work]) -> _Settled:
         done = [work for work in works if isinstance(work.outcome, Done)]
         rest = [work for work in works if not isinstance(work.outcome, Done)]
-        succeeded, told = await store.succeed(connection, [delivery_row(work) for work in done])
+        succeeded, succeeded_told = await store.succeed(connection, [delivery_row(work) for work in done])
         leased = await store.lock_leased(connection, [(work.row.id, work.row.lease_token) for work in rest])
         done, rest = _held(done, succeeded), _held(rest, leased)
         now = self._now()
-        await finish(connection, [finish_row(work, now) for work in rest])
-        await store.note_exchanges(connection, [exchange(work) for work in rest if work.call is not None])
-        await store.forget_own_writes(connection, [work.row.id for work in rest if not work.doubt])
-        failed = await keep(connection, [result for work in rest for result in results_of(work)])
-        await bury(connection, [dead_letter(work, work.outcome) for work in rest if isinstance(work.outcome, Park)])
-        sent_too = [(id_, work.row.id) for work in (*done, *rest) for id_ in work.absorbed]
-        await store.supersede(connection, sent_too)
-        came_through = [work.row.id for work in done if work.row.error_class is not None]
-        await resolve(connection, [*came_through, *(id_ for id_, _ in sent_too)])
-        return _Settled([*done, *rest], [told, failed])
+        told = [succeeded_told, await end(connection, rest, now)]
+        told.append(await store.supersede(connection, [row for work in (*done, *rest) for row in absorbed_rows(work)]))
+        await resolve(connection, [work.row.id for work in done if work.row.error_class is not None])
+        ended = [*done, *rest]
+        for work in rest:
+            if isinstance(work.outcome, Park) and work.doubt and work.itself and _replaced(work):
+                with_it, heard = await end_with(connection, work, work.outcome, now)
+                ended += with_it
+                told += heard
+        return _Settled(ended, told)
 
 
 def _held(works: Sequence[Work], ids_: Container[UUID]) -> list[Work]:

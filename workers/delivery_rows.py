@@ -14,7 +14,7 @@ from adapters.errors import Unmapped
 from adapters.port import Command, Reply
 from schemas.commands import BookingCreate
 from schemas.vocabulary import CallKind, Result
-from store.outbound import DeliveryRow
+from store.outbound import DeliveryRow, SupersededRow
 from store.results import CoreEventRow
 from store.settle import DeadLetterRow, FinishRow
 from telemetry import metrics
@@ -53,8 +53,9 @@ class Work:
     # meant may have happened. Carried over every outcome that does not say.
     doubt: bool = False
     until: float = inf  # by the loop's clock: all its calls end before its lease does
-    older: list[tuple[UUID, CommandData]] = field(default_factory=list)  # that wait in the lane, the oldest first
-    absorbed: list[UUID] = field(default_factory=list)  # those of them that the vendor has done
+    # What was said last has it in it, or nothing was: of an older part alone, the vendor has heard nothing of it.
+    itself: bool = True
+    absorbed: list[Work] = field(default_factory=list)  # older ones of its lane that the vendor has done with it
     asked: CallKind = CallKind.WRITE  # of its vendor, last
     looked_up: bool = False  # the vendor has told whether it was done
     existed: bool = False  # what it should make had an id at the connection already: nothing was sent
@@ -119,6 +120,19 @@ def delivery_row(work: Work) -> DeliveryRow:
         response,
         result,
     )
+
+
+def superseded_row(older: Work, why: str, *, exchanged: bool) -> SupersededRow:
+    """Of one that the vendor has done. exchanged: what was said is kept with it, and not with the one that it went out with."""
+    _, _, request, response = exchange(older) if exchanged else (None, None, None, None)
+    (result,) = results_of(older)
+    return SupersededRow(older.row.id, why, request, response, result)
+
+
+def absorbed_rows(work: Work) -> list[SupersededRow]:
+    """Of those that went out with it."""
+    why = f"sent with the newer {work.row.id}"
+    return [superseded_row(older, why, exchanged=False) for older in work.absorbed]
 
 
 def finish_row(work: Work, now: datetime) -> FinishRow:

@@ -1,75 +1,146 @@
-"""What a delivery's lane wants, said to its vendor: in one call, or in as few as the vendor takes."""
+"""What the lane of a delivery wants, said to its vendor: in one call, or in as few as the vendor takes."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from adapters.errors import AdapterError
 from adapters.port import Command, Repeat, Reply
 from schemas.commands import InvalidCommandError
 from schemas.vocabulary import CallKind, Fault
+from store.seal import SealError
 from telemetry.logs import about
 
-from .delivery_rows import Work, ids, made_before
+from .delivery_rows import Work, all_mapped, ids, made_before
+from .outcome import Done
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
-
-    from schemas.commands import CommandData
 
     from .sessions import VendorSession
 
 _log = logging.getLogger(__name__)
 
+PAGE = 200  # commands that are in hand at once, and go out in one call at most
+
 # What is wrong is what was said: said in part, it may be right.
 _OF_THE_DATA = frozenset({Fault.REJECTED, Fault.UNSUPPORTED, Fault.INVALID, Fault.UNMAPPED})
 
 
-async def say(
-    session: VendorSession, work: Work, command: Command, said: Sequence[tuple[UUID, CommandData]], repeat: Repeat
-) -> Reply:
-    """What a lane wants, the oldest first, in one call. What no one call can say, or the vendor refuses, in halves: so the
-    fault of one of them keeps none of the others back, and nothing older comes to the vendor behind what is newer."""
-    *older, (newest, _) = said
-    data = await _merged(work, said)
-    if data is not None:
-        key = command.idempotency_key if newest == work.row.id else f"{command.idempotency_key}/{newest}"
-        work.command = replace(command, data=data, idempotency_key=key)
+class Older(Protocol):
+    """What waits in the lane of a delivery and is older (workers/lane.py)."""
+
+    async def waiting(self) -> list[Work]:
+        """The oldest, one more than a page at most."""
+        ...
+
+    def read(self, older: Work) -> Command:
+        """raises AdapterError, InvalidCommandError, SealError"""
+        ...
+
+    async def resolved(self, command: Command) -> Command:
+        """With the vendor's ids of all that it refers to."""
+        ...
+
+    async def said(self, part: Sequence[Work]) -> None:
+        """The vendor has done them: they end, for good."""
+        ...
+
+    async def refused(self, older: Work, error: Exception) -> None:
+        """It ends as a dead letter, with its own reason."""
+        ...
+
+
+async def say(session: VendorSession, newest: Work, older: Older, repeat: Repeat) -> Reply:
+    """All that waits in the lane, and the newest last. Whatever ends the attempt in the middle: what was said is not said again
+    behind what is newer, and what was refused by itself does not go out behind it."""
+    if newest.command is None:
+        raise AssertionError("a claimed delivery without command has its outcome already")
+    saying = _Saying(session, newest, newest.command, older, repeat)
+    while len(waiting := await older.waiting()) > PAGE:
+        await saying.part(waiting[:PAGE])
+    reply = await saying.part([*waiting, newest])
+    if reply is None:
+        raise AssertionError("the newest is said or raises")
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Saying:
+    """command: of the newest, as it came"""
+
+    session: VendorSession
+    newest: Work
+    command: Command
+    older: Older
+    repeat: Repeat
+
+    async def part(self, works: Sequence[Work]) -> Reply | None:
+        """In one call. What no one call can say, or the vendor refuses, in halves, the older first: so the fault of one of them
+        keeps none of the others back. None: the last of them was refused, and is not the newest."""
+        *others, last = works
+        answer = await self._ask(works)
+        if isinstance(answer, Reply):
+            self.newest.doubt = False
+            for work in works:
+                work.outcome, work.external_id = Done(answer), answer.external_id
+            if last is self.newest:
+                last.absorbed = others
+            else:
+                await self.older.said(works)
+            return answer
+        if others:
+            half = len(works) // 2
+            await self.part(works[:half])
+            return await self.part(works[half:])
+        if last is self.newest:
+            raise answer
+        await self.older.refused(last, answer)
+        return None
+
+    async def _ask(self, works: Sequence[Work]) -> Reply | Exception:
+        """What the vendor replied, or what is wrong with what it should be told."""
         try:
-            reply = await ask_or_execute(session, work, work.command, repeat)
+            command = await self._together(works)
+        except Exception as error:  # noqa: BLE001 - who cannot be read, or merged, fails none of those beside it
+            if not isinstance(error, AdapterError | InvalidCommandError | SealError):
+                _log.exception("older commands cannot be said", extra=about(**ids(self.newest), count=len(works)))
+            return error
+        works[-1].command = command
+        self.newest.itself = works[-1] is self.newest
+        try:
+            return await ask_or_execute(self.session, self.newest, command, self.repeat)
         except AdapterError as error:
-            if not older or error.fault not in _OF_THE_DATA:
+            if error.fault not in _OF_THE_DATA:
                 raise
-        else:
-            work.absorbed += [id_ for id_, _ in said if id_ != work.row.id]
-            return reply
-    half = len(said) // 2
-    try:
-        await say(session, work, command, said[:half], repeat)
-    except AdapterError as error:
-        if error.fault not in _OF_THE_DATA:
-            raise
-        # The last of that half waits for its own turn, and ends there with its reason.
-    return await say(session, work, command, said[half:], repeat)
+            return error
+
+    async def _together(self, works: Sequence[Work]) -> Command:
+        oldest, *newer = works
+        said = self._read(oldest)
+        if newer:
+            merging = said.data.merging()
+            for work in newer:
+                await asyncio.sleep(0)  # a year of nights takes milliseconds
+                said = self._read(work)
+                merging.add(said.data)
+            said = replace(said, data=merging.command(), idempotency_key=_key(works))
+        command = await self.older.resolved(said)
+        all_mapped(command)
+        return command
+
+    def _read(self, work: Work) -> Command:
+        return self.command if work is self.newest else self.older.read(work)
 
 
-async def _merged(work: Work, said: Sequence[tuple[UUID, CommandData]]) -> CommandData | None:
-    """None: no one command says it all."""
-    *older, (_, data) = said
-    for id_, before in reversed(older):
-        await asyncio.sleep(0)  # thousands of nights take some 30 ms, and there may be many of them
-        try:
-            data = data.over(before)
-        except InvalidCommandError:
-            return None
-        except Exception:  # noqa: BLE001 - a fault of merging is none of either; they go out one by one
-            _log.exception("an older command cannot be merged", extra=about(**ids(work), older=str(id_)))
-            return None
-    return data
+def _key(works: Sequence[Work]) -> str:
+    """The same for the same commands, another one for each other body."""
+    named = hashlib.sha256(b"".join(work.row.id.bytes for work in works))
+    return f"{works[-1].row.idempotency_key}/{named.hexdigest()[:16]}"
 
 
 async def ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:

@@ -220,18 +220,43 @@ WHERE e.lane = ANY ($1::text[]) AND e.status IN ('received', 'processing', 'retr
 ORDER BY e.lane, CASE WHEN e.lane_policy = 'supersede' THEN -e.seq ELSE e.seq END
 
 -- name: older_in_lane
--- What waits in the lanes of these claimed deliveries and is older: the newest says it too, night by night.
-SELECT n.id AS newest, e.id, e.payload::text AS payload,
+-- What waits in the lane of a claimed delivery and is older, the oldest first, in the form of `claim` and with the lease of the
+-- claimed one: it says them too, or ahead of itself.
+SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_internal_id, e.idempotency_key,
+       e.payload::text AS payload, e.sealed, e.attempts + 1, e.max_attempts, e.starts, e.received_at, e.trace,
+       e.error_class, e.lane, e.lane_policy, n.lease_token,
        CASE WHEN e.overlay_id IS NOT NULL THEN (
            SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
            FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
 FROM channel_events n
 JOIN channel_events e ON e.lane = n.lane AND e.seq < n.seq AND e.status IN ('received', 'retrying')
-WHERE n.id = ANY ($1::uuid[]) AND n.lane_policy = 'supersede'
-ORDER BY e.seq DESC
+WHERE n.id = $1 AND n.lane_policy = 'supersede'
+ORDER BY e.seq LIMIT $2
 
 -- name: supersede
-UPDATE channel_events e SET status = 'superseded', processed_at = clock_timestamp(), next_attempt_at = NULL,
-    published_at = COALESCE(e.published_at, clock_timestamp()), last_error = 'sent with the newer ' || g.newest
-FROM unnest($1::uuid[], $2::uuid[]) AS g (id, newest)
-WHERE e.id = g.id AND e.status IN ('received', 'retrying')
+-- Deliveries that went out with a newer one of their lane: their end, what was said, what others hear of it ($7: its type, $8:
+-- id of the batch), and the end of a dead letter that was requeued.
+WITH ended AS (
+    UPDATE channel_events e SET status = 'superseded', processed_at = clock_timestamp(), next_attempt_at = NULL,
+        published_at = COALESCE(e.published_at, clock_timestamp()), last_error = g.why
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::text[])
+        AS g (id, why, request, response, result, told)
+    WHERE e.id = g.id AND e.status IN ('received', 'retrying')
+    RETURNING e.id, e.company_id, e.connection_id, e.entity_internal_id, e.trace, e.seq, g.request, g.response, g.result,
+        g.told
+), exchanged AS (
+    INSERT INTO sync_exchanges AS x (event_id, company_id, request, response)
+    SELECT id, company_id, request::jsonb, response::jsonb FROM ended WHERE request IS NOT NULL
+    ON CONFLICT (event_id) DO UPDATE
+    SET request = EXCLUDED.request, response = COALESCE(EXCLUDED.response, x.response), at = clock_timestamp()
+), kept AS (
+    INSERT INTO core_events (id, company_id, connection_id, event_type, subject, data, cause_id, trace)
+    SELECT result, company_id, connection_id, $7, entity_internal_id, told::json, id, trace FROM ended
+), batch AS (
+    INSERT INTO core_batches (id, event_ids) SELECT $8, array_agg(result ORDER BY seq) FROM ended HAVING count(*) > 0
+), closed AS (
+    UPDATE dead_letters d SET status = 'resolved', resolved_at = clock_timestamp(),
+        resolved_by = COALESCE(d.resolved_by, 'requeue')
+    FROM ended WHERE d.event_id = ended.id AND d.status IN ('pending', 'retrying')
+)
+SELECT id FROM ended

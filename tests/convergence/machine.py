@@ -7,7 +7,7 @@ does is the real code wherever that is pure; what it reads and writes is `model.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,9 +29,9 @@ from workers.decide import MAX_STARTS, decide, poison
 from workers.echo import is_echo, tells_more
 from workers.hints import DOUBTS, in_doubt
 from workers.inbound import ECHO
-from workers.outcome import Defer, Done, Outcome, Skip
+from workers.outcome import Defer, Done, Outcome, Park, Skip
 from workers.pull import is_astray
-from workers.say import ask_or_execute
+from workers.say import PAGE, ask_or_execute, say
 
 from .model import COMPANY, CONNECTION, OPEN, Event, OwnWrite, Tables
 from .outside import CREATE, PROPERTY, ROOMS, Op, Outside, Told
@@ -98,12 +98,49 @@ class Pulling:
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs what never waits for anything."""
+    """Runs what never waits for anything but its turn."""
     try:
-        coroutine.send(None)
+        while coroutine.send(None) is None:
+            pass
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     raise AssertionError("the model's I/O never waits")
+
+
+class Lane:
+    """say.Older of the model, as workers/lane.py."""
+
+    def __init__(self, machine: Machine, newest: delivery_rows.Work) -> None:
+        self._machine = machine
+        self._newest = newest
+
+    async def waiting(self) -> list[delivery_rows.Work]:
+        of = self._newest
+        return [
+            delivery_rows.Work(row, of.started_at, of.known)  # type: ignore[arg-type]
+            for row in self._machine.tables.older_in_lane(of.row, PAGE + 1)  # type: ignore[arg-type]
+        ]
+
+    def read(self, older: delivery_rows.Work) -> Command:
+        return command_of(older.row)
+
+    async def resolved(self, command: Command) -> Command:
+        return delivery_rows.with_ids(command, CONNECTION, self._machine.tables.external_ids())
+
+    async def said(self, part: Sequence[delivery_rows.Work]) -> None:
+        self._machine.reached["a part alone"] += 1
+        self._machine.tables.supersede([work.row.id for work in part])
+
+    async def refused(self, older: delivery_rows.Work, error: Exception) -> None:
+        self._machine.reached["older refused"] += 1
+        assert isinstance(error, AdapterError)
+        older.outcome = self._machine.not_sent(older, error, Repeat.SAFE)
+        self._machine.tables.finish(delivery_rows.finish_row(older, self._machine.clock.ours()))
+
+
+def command_of(row: Any) -> Command:
+    data = parse_command(row.event_type, row.payload)
+    return Command(row.id, row.event_type, row.idempotency_key, f"{MARKER}{row.id}", data, {})
 
 
 class Machine(Outside):
@@ -359,7 +396,7 @@ class Machine(Outside):
             self.claim(found[a % len(found)])
 
     def claim(self, event: Event) -> Sending | None:
-        """_claim, _prepare, _absorb"""
+        """_claim, _prepare"""
         self.workers += 1
         row = self.tables.claim(event.id, self.workers, self.clock.ours())
         if row is None:
@@ -372,14 +409,7 @@ class Machine(Outside):
             work.outcome = poison(row.starts)
             sending.stage = "called"
             return sending
-        data = parse_command(row.event_type, row.payload)
-        work.command = Command(row.id, row.event_type, row.idempotency_key, f"{MARKER}{row.id}", data, {})
-        if row.lane_policy is LanePolicy.SUPERSEDE:
-            for older in self.tables.older_in_lane(row):
-                said = parse_command(row.event_type, older.payload)
-                work.command = replace(work.command, data=work.command.data.over(said))
-                work.absorbed.append(older.id)
-                self.reached["superseded"] += 1
+        work.command = command_of(row)
         return sending
 
     def _go_on_out(self, a: int, _b: int) -> None:
@@ -413,12 +443,16 @@ class Machine(Outside):
         if work.doubt:
             self.reached["call in doubt"] += 1
         try:
-            delivery_rows.all_mapped(command)
-            reply = drive(ask_or_execute(self._session(), work, command, repeat))  # type: ignore[arg-type]
+            if row.lane_policy is LanePolicy.SUPERSEDE:
+                reply = drive(say(self._session(), work, Lane(self, work), repeat))  # type: ignore[arg-type]
+                command = work.command
+            else:
+                delivery_rows.all_mapped(command)
+                reply = drive(ask_or_execute(self._session(), work, command, repeat))  # type: ignore[arg-type]
         except AdapterError as error:
             if isinstance(error, Unknown):
                 work.doubt = True
-            work.outcome = self._not_sent(work, error, repeat)
+            work.outcome = self.not_sent(work, error, repeat)
         else:
             work.external_id = reply.external_id
             work.outcome = Done(reply)
@@ -427,7 +461,7 @@ class Machine(Outside):
                 (body,) = body_of(command, self.connection)
                 self.vendor.note(row.idempotency_key, body.get("id"), body)
 
-    def _not_sent(self, work: delivery_rows.Work, error: AdapterError, repeat: Repeat) -> Outcome:
+    def not_sent(self, work: delivery_rows.Work, error: AdapterError, repeat: Repeat) -> Outcome:
         row = work.row
         return decide(error, POLICY, attempt=row.attempts, max_attempts=row.max_attempts, random=_half, repeat=repeat)
 
@@ -446,9 +480,20 @@ class Machine(Outside):
             self.tables.answer_own_write(work.row.id, work.external_id)
         self.tables.finish(delivery_rows.finish_row(work, self.clock.ours()))
         if isinstance(work.outcome, Done):
-            self.tables.supersede(work.absorbed)
+            self.reached["superseded"] += len(work.absorbed)
+            self.tables.supersede([older.row.id for older in work.absorbed])
         elif not work.doubt:
             self.tables.forget_own_write(work.row.id)
+        elif isinstance(work.outcome, Park) and work.itself and work.row.lane_policy is LanePolicy.SUPERSEDE:
+            self._end_with(work, work.outcome)
+
+    def _end_with(self, newest: delivery_rows.Work, park: Park) -> None:
+        """lane.end_with"""
+        for row in self.tables.older_in_lane(newest.row, PAGE):  # type: ignore[arg-type]
+            self.reached["ended with a newer one"] += 1
+            now = self.clock.ours()
+            work = delivery_rows.Work(row, now, outcome=park, doubt=True)  # type: ignore[arg-type]
+            self.tables.finish(delivery_rows.finish_row(work, now))
 
     def _die_out(self, a: int, _b: int) -> None:
         if self.sendings:

@@ -314,10 +314,13 @@ class Tables:
         event = self.events[row.id]
         return event.status is EventStatus.PROCESSING and event.lease_token == row.lease_token
 
-    def older_in_lane(self, row: Event) -> list[Event]:
-        """older_in_lane: newest of them first."""
+    def older_in_lane(self, row: Event, most: int) -> list[Event]:
+        """older_in_lane: the oldest first, attempts count this one."""
         older = [e for e in self.events.values() if e.lane == row.lane and e.seq < row.seq and e.status in _WAITING]
-        return sorted(older, key=lambda e: -e.seq)
+        rows = [self.row(e.id) for e in sorted(older, key=lambda e: e.seq)[:most]]
+        for found in rows:
+            found.attempts += 1
+        return rows
 
     def supersede(self, ids: Sequence[UUID]) -> None:
         """supersede"""

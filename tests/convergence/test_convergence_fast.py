@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from adapters.beds24 import mapping, webhook
 from adapters.beds24.client import Beds24
-from schemas.commands import AvailabilityUpdate
+from schemas.commands import AvailabilityUpdate, CommandData
 from schemas.entities import Version
 from tests.convergence import machine, model, schedule
 from tests.convergence.__main__ import many, report
@@ -190,13 +190,24 @@ def _as_if_never_told(sourced: Any, writes: Any, stored: Any) -> bool:
     return tells_more(sourced, writes, stored and replace(stored, told_at=None))
 
 
+class _Forgets:
+    def __init__(self, oldest: CommandData) -> None:
+        self._newest = oldest
+
+    def add(self, newer: CommandData) -> None:
+        self._newest = newer
+
+    def command(self) -> CommandData:
+        return self._newest
+
+
 _finish_row, _reservation = delivery_rows.finish_row, mapping.reservation
 
 BROKEN: dict[str, tuple[Any, str, Any]] = {
     "an older state replaces a newer one": (Version, "replaces", _always(True)),
     "of several states the oldest is tried": (Version, "__lt__", lambda a, b: a.modified_at > b.modified_at),
     "a key that forgets what changed": (webhook, "_key", _by_id_alone),
-    "a merge that forgets the older commands": (AvailabilityUpdate, "over", lambda self, _older: self),
+    "a merge that forgets the older commands": (AvailabilityUpdate, "merging", _Forgets),
     "a look-up that finds nothing": (Beds24, "find", _finds_nothing),
     "no look-up before a repeated call": (machine, "ask_or_execute", _asks_nobody),
     "a doubt that is not remembered": (delivery_rows, "finish_row", _without_doubt),

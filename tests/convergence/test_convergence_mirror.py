@@ -228,8 +228,11 @@ class Lanes:
                     [(mine.id, mine.attempts, mine.starts)] if mine else []
                 )
             if mine is not None and mine.lane_policy is LanePolicy.SUPERSEDE:
-                older = (await outbound.older_in_lane(self.db, [event.id])).get(event.id, [])
-                assert [id_ for id_, *_ in older] == [e.id for e in self.tables.older_in_lane(mine)]
+                older = await outbound.older_in_lane(self.db, event.id, 2)
+                assert {row.lease_token for row in older} <= {UUID(int=self.leases)}
+                assert [(row.id, row.attempts, row.starts) for row in older] == [
+                    (e.id, e.attempts, e.starts) for e in self.tables.older_in_lane(mine, 2)
+                ]
 
     async def finish(self) -> None:
         event = self.some(EventStatus.PROCESSING)
@@ -274,7 +277,10 @@ class Lanes:
     async def supersede(self) -> None:
         event = self.some()
         if event is not None:
-            await outbound.supersede(self.db, [(event.id, uuid7())])
+            told = CoreEventRow(COMPANY, CONNECTION, "core.command.succeeded", "x", "{}", event.id, None)
+            row = outbound.SupersededRow(event.id, "sent with another", None, None, told)
+            batch = await outbound.supersede(self.db, [row])
+            assert (batch is not None) == (event.status in {EventStatus.RECEIVED, EventStatus.RETRYING})
             self.tables.supersede([event.id])
 
     async def inbound_lease(self) -> None:

@@ -170,7 +170,8 @@ class Vendor:
         if not result["success"]:
             return
         booking = None if calendar else item.get("id") or result["new"]["id"]
-        self.note(key, booking, item)
+        delivery, _, _ = key.partition("/")  # what was said with older ones of its lane has a key of its own beside it
+        self.note(delivery, booking, item)
         if self.echoes and booking is not None:
             self.letters.append(Letter(Form.FULL, orjson.dumps(self.account.webhook_body(booking)), self.restamps))
 

@@ -101,7 +101,7 @@ def answers_first() -> None:
 
 def settles_without_the_lease() -> None:
     """A worker that lost its lease settles nevertheless; and nobody holds a lock that says that it lives."""
-    from workers import delivery
+    from workers import delivery, lane
 
     async def lock_leased(connection: Any, rows: Sequence[tuple[Any, Any]]) -> set[Any]:
         return {id_ for id_, _ in rows}
@@ -112,8 +112,8 @@ def settles_without_the_lease() -> None:
         await original(connection, rows)
         return len(rows)
 
-    original = delivery.finish
-    delivery.finish = finish
+    original = lane.finish
+    lane.finish = finish
     _rewrite(delivery.store, "succeed", "AND e.lease_token = g.lease_token\n    WHERE e.status = 'processing'", "")
     seems_dead()
 
@@ -130,12 +130,12 @@ def seems_dead() -> None:
 
 def does_not_ask() -> None:
     """A call that may have been done is repeated without a look-up."""
-    from workers import say
+    from workers import delivery, say
 
     async def execute(session: Any, work: Any, command: Any, repeat: Any) -> Any:
         return await session.adapter.execute(session, command)
 
-    say.ask_or_execute = execute
+    delivery.ask_or_execute = say.ask_or_execute = execute
 
 
 def has_no_fence() -> None:

@@ -72,4 +72,6 @@ class _Entry:
         # A change to what is already so has no effect, and was done nevertheless: then its answer says so.
         applied = bool(seen.effects) or (not creates and seen.fault is None and seen.status in _DONE)
         ended = time.monotonic() if self.ended is None else self.ended
-        return Call(seen.idempotency_key or "none", self.began, ended, applied, created=creates and applied)
+        said = seen.idempotency_key or "none"
+        key = said.partition("/")[0]  # of the delivery, whatever it was said with
+        return Call(key, self.began, ended, applied, created=creates and applied, said=said)

@@ -204,7 +204,7 @@ class Load:
             await self.say(way, CANCEL, entity, {})
         self.stays[entity] = Stay(arrival.isoformat(), departure.isoformat(), adults, cancelled)
 
-    async def push(self) -> None:
+    async def push(self, currency: str | None = "EUR", *, priced: bool = False) -> None:
         """Minimum stay and price for some nights of one room; later ones may take earlier ones along.
 
         No value comes twice: one that the nights have already would be found done, without a call, by a look-up after a kill.
@@ -216,11 +216,11 @@ class Load:
         number = next(_numbers)
         if self._dice.random() < 0.8:
             values["minStay"] = 1 + number % 300
-        if not values or self._dice.random() < 0.5:
+        if priced or not values or self._dice.random() < 0.5:
             values["price"] = 100 * (50 + number % 1000)
         period = {"first": nights[0].isoformat(), "last": nights[-1].isoformat(), **values}
         async with self._rooms[room]:
-            data = {"propertyId": "P1", "roomTypeId": room, "periods": [period], "currency": "EUR"}
+            data = {"propertyId": "P1", "roomTypeId": room, "periods": [period], "currency": currency}
             await self.say("exchange" if room == "RT1" else "outbox", AVAILABILITY, room, data)
             for night in nights:
                 wanted = self.nights[room].setdefault(night.isoformat(), {})
@@ -262,6 +262,12 @@ class Load:
         self._ground.slow("POST /inventory/rooms/calendar", 0.5, 2)
         for _ in range(4):
             await self.push()
+
+    async def _errand_parts(self) -> None:
+        """The same of prices that no one command says together: the older part goes out, and ends, ahead of the newest."""
+        self._ground.slow("POST /inventory/rooms/calendar", 0.5, 2)
+        for currency in ("EUR", None) * 3:  # None: the connection's own, which is the same
+            await self.push(currency, priced=True)
 
     async def _errand_outbox(self) -> None:
         await self.story("outbox")

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from adapters.beds24 import client
-from schemas.commands import AvailabilityUpdate
+from schemas.commands import AvailabilityUpdate, Merging
 from schemas.connection import Connection
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate
@@ -601,10 +601,10 @@ async def test_a_connection_whose_secret_cannot_be_opened_fails_alone(world: Wor
 async def test_older_availability_that_cannot_be_merged_fails_nobodys_claim(
     world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def over(_newer: AvailabilityUpdate, _older: AvailabilityUpdate) -> AvailabilityUpdate:
+    def merging(_oldest: AvailabilityUpdate) -> Merging:
         raise OverflowError("date value out of range")
 
-    monkeypatch.setattr(AvailabilityUpdate, "over", over)
+    monkeypatch.setattr(AvailabilityUpdate, "merging", merging)
     world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1))
     for n in range(3):
         periods = [{"first": "2027-05-01", "last": "2027-05-01", "available": n}]

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.commands import COMMANDS, PERIOD_NIGHTS, AvailabilityUpdate, InvalidCommandError, parse_command
+from schemas.commands import (
+    COMMANDS,
+    PERIOD_NIGHTS,
+    AvailabilityUpdate,
+    CommandData,
+    InvalidCommandError,
+    parse_command,
+)
 from schemas.event import MAX_EVENTS, MalformedMessageError, decode, decode_each, encode, wake_ups
 from schemas.ids import uuid7
 from schemas.money import to_decimal, to_minor
@@ -121,6 +128,15 @@ CREATE = {"reservationId": "B", "propertyId": "P", "roomTypeId": "R", "checkIn":
 AVAILABILITY = "pms.availability.update"
 
 
+def together(oldest: CommandData, *newer: CommandData) -> AvailabilityUpdate:
+    merging = oldest.merging()
+    for command in newer:
+        merging.add(command)
+    merged = merging.command()
+    assert isinstance(merged, AvailabilityUpdate)
+    return merged
+
+
 def nights(*periods: tuple[str, str]) -> dict[str, object]:
     said = [{"first": first, "last": last, "available": 1} for first, last in periods]
     return {"propertyId": "P", "roomTypeId": "R", "periods": said}
@@ -173,8 +189,7 @@ def test_merged_periods_are_no_longer_than_one_may_be() -> None:
         parse_command(AVAILABILITY, nights(years))
         for years in (("2030-01-03", "2033-01-04"), ("2027-01-01", "2030-01-02"))
     )
-    merged = newer.over(older)
-    assert isinstance(merged, AvailabilityUpdate)
+    merged = together(older, newer)
     assert [period.nights for period in merged.periods] == [PERIOD_NIGHTS, PERIOD_NIGHTS]
 
 
@@ -186,10 +201,25 @@ def test_availability_is_merged_where_one_currency_says_it_all() -> None:
         assert isinstance(found, AvailabilityUpdate)
         return found
 
-    assert command(None, None).over(command("EUR", 1)).currency == "EUR"
-    assert command("EUR", 1).over(command("USD", None)).currency == "EUR"
+    assert together(command("EUR", 1), command(None, None)).currency == "EUR"
+    assert together(command("USD", None), command("EUR", 1)).currency == "EUR"
     with pytest.raises(InvalidCommandError, match="prices in USD and EUR"):
-        command("EUR", 1).over(command("USD", 1))
+        together(command("USD", 1), command("EUR", 1))
+
+
+def test_availability_of_two_properties_or_of_too_many_nights_is_not_merged() -> None:
+    first, second, third = (
+        parse_command(AVAILABILITY, nights(*decade))
+        for decade in (
+            [("2027-01-01", "2029-12-31"), ("2030-01-01", "2032-12-31")],
+            [("2033-01-01", "2035-12-31"), ("2036-01-01", "2038-12-31")],
+            [("2039-01-01", "2039-01-20")],
+        )
+    )
+    with pytest.raises(InvalidCommandError, match="periods: more than 4392 nights"):
+        together(first, second, third)
+    with pytest.raises(InvalidCommandError, match="propertyId: what is said of two"):
+        together(first, first.model_copy(update={"property_id": "another"}))
 
 
 def test_every_command_says_its_lane_and_its_references() -> None:
@@ -236,7 +266,4 @@ def test_merged_availability_says_what_its_commands_said_one_after_the_other(
     one_by_one: dict[tuple[date, str], int] = {}
     for entry in commands:
         one_by_one.update(nights(entry))
-    merged = commands[-1]
-    for older in reversed(commands[:-1]):
-        merged = merged.over(older)
-    assert nights(merged) == one_by_one
+    assert nights(together(*commands)) == one_by_one

@@ -1,0 +1,397 @@
+"""Availability that waits in a room's lane: what goes out with the newest, in which calls, and how each of them ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+
+from schemas.ids import uuid7
+from simulators.beds24.access import WINDOW
+from simulators.beds24.faults import Fault, FaultKind
+from simulators.core_pms import CorePms
+from store import dead_letters, outbound
+from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from workers import say
+
+CALENDAR = "POST /inventory/rooms/calendar"
+LOOK_UP = "GET /inventory/rooms/calendar"
+LANE = f"availability:RT1@{CONNECTION}"
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[CorePms]:
+    await world.map("property", PROPERTY, "P1")
+    await world.map("room_type", ROOM, "RT1")
+    async with CorePms(world.amqp_url) as core:
+        await world.start()
+        yield core
+
+
+async def push(core: CorePms, key: str, day: int, currency: str | None = None, at: str = "P1", **says: int) -> None:
+    night = f"2027-05-{day:02d}"
+    data = {"propertyId": at, "roomTypeId": "RT1", "periods": [{"first": night, "last": night, **says}]}
+    await core.publish("pms.availability.update", "RT1", COMPANY, {**data, "currency": currency}, key)
+
+
+async def begun(world: World) -> None:
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+
+
+async def arrived(world: World, deliveries: int) -> None:
+    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=deliveries)
+
+
+async def retrying(world: World) -> None:
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+
+
+async def wait_behind_a_first(world: World, core: CorePms, seconds: float = 1.5) -> None:
+    """What is pushed next waits while another one is under way."""
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation=CALENDAR, seconds=seconds))
+    await push(core, "first", 1, available=4)
+    await begun(world)
+
+
+async def a_new_window(world: World) -> None:
+    budget = world.sim.account.credits
+    if budget.opened is not None:
+        budget.opened -= WINDOW
+    await world.db.execute("UPDATE rate_budgets SET resets_at = clock_timestamp()")
+    await world.db.execute("UPDATE channel_events SET next_attempt_at = clock_timestamp() WHERE status = 'retrying'")
+
+
+def calls(world: World) -> list[Any]:
+    return [call for call in world.sim.account.calls if call.operation == CALENDAR]
+
+
+def told(world: World) -> list[list[tuple[str, Any]]]:
+    return [
+        [(entry["from"][-2:], entry.get("numAvail")) for entry in call.body[0]["calendar"]] for call in calls(world)
+    ]
+
+
+def available(world: World, day: int) -> int:
+    return world.sim.account.inventory.num_avail(int(ROOM), f"2027-05-{day:02d}")
+
+
+async def ends(world: World) -> list[str]:
+    rows = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
+    return [row["status"] for row in rows]
+
+
+async def ids(world: World) -> list[UUID]:
+    rows = await world.db.fetch("SELECT id FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
+    return [row["id"] for row in rows]
+
+
+async def requeue(world: World, id_: UUID) -> None:
+    async with world.db.transaction():
+        assert await dead_letters.requeue(world.db, [id_], "test")
+
+
+async def heard(core: CorePms, type_: str, id_: UUID) -> None:
+    await core.wait_for(lambda e: e.type == type_ and e.data["deliveryId"] == str(id_))
+
+
+# ------------------------------------------------------------------ refused, or unreadable, by itself
+
+
+async def test_an_older_one_that_is_refused_does_not_go_out_behind_the_newer(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=2))  # the two together, and the older
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.all_settled()
+    assert await ends(world) == ["done", "failed", "done"]
+    assert available(world, 2) == 0
+    _, refused, newest = await ids(world)
+    letter = await world.db.fetchrow("SELECT event_id, error_class, owner, status FROM dead_letters")
+    assert tuple(letter) == (refused, "rejected", "tenant", "pending")
+    await heard(core, "core.command.failed", refused)
+    await heard(core, "core.command.succeeded", newest)
+
+
+async def test_an_older_one_at_another_property_id_is_told_with_that_id(world: World, core: CorePms) -> None:
+    """Its references are its own: neither is it unmapped for the newest's, nor told under the newest's."""
+    await world.map("property", "99", "P-OLD")
+    await wait_behind_a_first(world, core)
+    await push(core, "a-2", 2, at="P-OLD", available=3)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.all_settled()
+    assert await ends(world) == ["done", "superseded", "done"]
+    assert told(world)[1:] == [[("02", 3)], [("02", 0)]]
+
+
+async def test_an_older_one_that_is_not_mapped_is_parked_with_its_own_reason(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    await world.map("property", "99", "P-OLD")
+    await push(core, "a-2", 2, at="P-OLD", available=3)
+    await push(core, "a-3", 3, available=2)
+    await push(core, "a-4", 2, available=0)
+    await arrived(world, 4)
+    await world.db.execute("DELETE FROM int_mappings WHERE internal_entity_id = 'P-OLD'")
+    await world.all_settled()
+    assert await ends(world) == ["done", "failed", "superseded", "done"]
+    assert available(world, 2) == 0
+    assert "property: P-OLD has no id" in await world.db.fetchval("SELECT error_message FROM dead_letters")
+
+
+async def test_an_older_one_that_cannot_be_read_is_parked_with_its_own_reason(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.db.execute("UPDATE channel_events SET payload = '{}' WHERE id = $1", (await ids(world))[1])
+    await world.all_settled()
+    assert await ends(world) == ["done", "failed", "done"]
+    assert "propertyId" in await world.db.fetchval("SELECT error_message FROM dead_letters")
+
+
+async def test_many_that_are_refused_cost_two_calls_each_and_no_more(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core, seconds=4)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=None))
+    for n in range(12):
+        await push(core, f"a-{n}", 2 + n, available=1)
+    await arrived(world, 13)
+    await world.all_settled()
+    assert await ends(world) == ["done", *["failed"] * 12]
+    assert len(calls(world)) == 1 + 2 * 12 - 1
+
+
+async def test_more_that_are_refused_than_a_window_has_calls_come_to_an_end(world: World, core: CorePms) -> None:
+    """What was found out before the vendor's limit is not found out once more in the next window."""
+    await wait_behind_a_first(world, core, seconds=6)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=None))
+    for n in range(60):
+        await push(core, f"a-{n}", 1 + n % 30, available=n)
+    await arrived(world, 61)
+    await retrying(world)
+    failed = (await ends(world)).count("failed")
+    assert failed > 30
+    await a_new_window(world)
+    await world.all_settled()
+    assert Counter(await ends(world)) == {"done": 1, "failed": 60}
+
+
+# ------------------------------------------------------------------ in parts
+
+
+async def test_a_part_that_was_said_is_not_said_again_behind_the_next(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker slept through its lease when it had said all of the parts, and not settled the last."""
+    await wait_behind_a_first(world, core)
+    await push(core, "a", 2, "EUR", available=3, price=100)
+    await push(core, "b", 2, available=0, price=200)  # without a currency: no one command says both
+    await arrived(world, 3)
+    succeed, asleep, awake = outbound.succeed, asyncio.Event(), asyncio.Event()
+
+    async def sleeps(*given: Any) -> Any:
+        if len(calls(world)) == 3 and not asleep.is_set():
+            asleep.set()
+            await awake.wait()
+        return await succeed(*given)
+
+    monkeypatch.setattr(outbound, "succeed", sleeps)
+    await asyncio.wait_for(asleep.wait(), 20)
+    assert await ends(world) == ["done", "superseded", "processing"]
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR, skip=1))
+    await world.db.execute("UPDATE channel_events SET lease_until = now() - interval '1 s' WHERE status = 'processing'")
+    await world.all_settled(20)
+    awake.set()
+    assert await ends(world) == ["done", "superseded", "done"]
+    assert [nights for nights in told(world)[1:] if ("02", 3) in nights] == [[("02", 3)]]
+
+
+async def test_each_part_is_in_the_log_of_what_it_said_under_a_key_of_its_own(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 3, "USD", available=3, price=100)  # is refused, and whatever it is merged with
+    await push(core, "a-4", 4, available=2)
+    await push(core, "a-5", 5, available=1)
+    await arrived(world, 5)
+    await world.all_settled()
+    assert await ends(world) == ["done", "superseded", "failed", "superseded", "done"]
+    _, a2, a3, a4, a5 = await ids(world)
+    log = {
+        row["event_id"]: (row["request"], row["error"])
+        for row in await world.db.fetch("SELECT event_id, request::text AS request, error FROM sync_log")
+    }
+    said = {id_: [p["first"][-2:] for p in orjson.loads(log[id_][0])["periods"]] for id_ in (a2, a3, a5)}
+    assert said == {a2: ["02"], a3: ["03"], a5: ["04", "05"]}
+    assert (log[a2][1], log[a4]) == (f"sent ahead of the newer {a5}", (None, f"sent with the newer {a5}"))
+    bodies = {call.idempotency_key: call.body for call in calls(world)}
+    assert len(bodies) == len(calls(world))
+    own = {row["idempotency_key"] for row in await world.db.fetch("SELECT idempotency_key FROM channel_events")}
+    assert [key.partition("/")[0] in own for key in bodies] == [True] * len(bodies)
+
+
+async def test_a_body_that_is_said_again_has_the_same_key(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 3, available=2)
+    await arrived(world, 3)
+    await world.all_settled()
+    _, failed, again = calls(world)
+    assert (failed.body, failed.idempotency_key) == (again.body, again.idempotency_key)
+
+
+async def test_who_lost_the_lease_between_two_parts_says_no_more(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await wait_behind_a_first(world, core)
+    await push(core, "a", 2, "EUR", available=3, price=100)
+    await push(core, "b", 2, available=0, price=200)
+    await arrived(world, 3)
+    lock_leased, held, over = outbound.lock_leased, [], asyncio.Event()
+
+    async def too_late(connection: Any, rows: Any) -> Any:
+        if not held:
+            await world.db.execute("UPDATE channel_events SET lease_token = $1 WHERE id = $2", uuid7(), rows[0][0])
+        held.append(await lock_leased(connection, rows))
+        if len(held) == 2:
+            over.set()
+        return held[-1]
+
+    monkeypatch.setattr(outbound, "lock_leased", too_late)
+    await asyncio.wait_for(over.wait(), 20)
+    assert held == [set(), set()]  # of the part, and when the attempt was to be settled
+    assert await ends(world) == ["done", "received", "processing"]
+    assert told(world)[1:] == [[("02", 3)]]
+
+
+# ------------------------------------------------------------------ what nobody knows
+
+
+async def test_nothing_older_goes_out_behind_one_that_failed_and_may_have_been_done(
+    world: World, core: CorePms
+) -> None:
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))  # the opening: tried again later
+    await push(core, "a-1", 2, available=3)
+    await retrying(world)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR, commit=True))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=LOOK_UP, count=2))
+    await push(core, "a-2", 2, available=0)
+    await arrived(world, 2)
+    await world.all_settled()
+    assert await ends(world) == ["failed", "failed"]
+    assert available(world, 2) == 0
+    older, newest = await ids(world)
+    letters = {
+        row["event_id"]: row["error_message"]
+        for row in await world.db.fetch("SELECT event_id, error_message FROM dead_letters WHERE status = 'pending'")
+    }
+    assert letters.keys() == {older, newest}
+    assert str(newest) in letters[older]
+    await heard(core, "core.command.failed", older)
+
+
+async def test_what_was_not_said_keeps_nothing_older_from_its_turn(world: World, core: CorePms) -> None:
+    """The newest fails with the part ahead of it, and nobody wonders whether it was done itself."""
+    await wait_behind_a_first(world, core)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=LOOK_UP, count=2))
+    await push(core, "a", 2, "EUR", available=3, price=100)
+    await push(core, "b", 2, available=0, price=200)
+    await arrived(world, 3)
+    await world.all_settled()
+    assert await ends(world) == ["done", "done", "failed"]
+    assert available(world, 2) == 3
+
+
+# ------------------------------------------------------------------ many
+
+
+async def many_wait(world: World, count: int, nights: int) -> None:
+    """As gather in a lane while its connection is paused."""
+    first = date(2027, 1, 1)
+    days = [(first + timedelta(days=n)).isoformat() for n in range(nights)]
+    periods = [{"first": day, "last": day, "available": n % 5, "price": 10_000 + n} for n, day in enumerate(days)]
+    data = {"propertyId": "P1", "roomTypeId": "RT1", "currency": "EUR", "periods": periods}
+    await world.db.execute(
+        "INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,"
+        " entity_internal_id, idempotency_key, payload, lane, lane_policy, max_attempts, published_at)"
+        " SELECT gen_random_uuid(), $1, $2, $3, 'outbound', 'pms.availability.update', 'availability', 'RT1', 'x-' || g,"
+        " $4::json, $5, 'supersede', 3, now() FROM generate_series(1, $6) g",
+        COMPANY, CONNECTION, uuid7(), orjson.dumps(data).decode(), LANE, count,
+    )  # fmt: skip
+
+
+async def test_many_that_wait_go_out_page_by_page_and_stop_nobody_meanwhile(world: World, core: CorePms) -> None:
+    await many_wait(world, 5 * say.PAGE + 1, 365)
+    loop = asyncio.get_running_loop()
+    stood = 0.0
+
+    async def feel() -> None:
+        nonlocal stood
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.01)
+            stood = max(stood, loop.time() - began)
+
+    feeling = asyncio.create_task(feel())
+    await push(core, "newest", 1, available=1)
+    await begun(world)
+    await world.all_settled(60)
+    feeling.cancel()
+    assert Counter(await ends(world)) == {"superseded": 5 * say.PAGE + 1, "done": 1}
+    assert len(calls(world)) == 6
+    assert calls(world)[-1].body[0]["calendar"][-1]["from"] == "2027-12-31"  # the newest, and what waited last
+    assert stood < 1
+    assert not await world.db.fetchval("SELECT count(*) FROM dead_letters")
+
+
+async def test_what_was_said_of_many_is_not_said_again_after_a_refusal_for_the_rate_limit(
+    world: World, core: CorePms
+) -> None:
+    await many_wait(world, 2 * say.PAGE + 1, 2)
+    world.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation=CALENDAR, skip=1))
+    await push(core, "newest", 1, available=1)
+    await retrying(world)
+    assert Counter(await ends(world))["superseded"] == say.PAGE
+    await a_new_window(world)
+    await world.all_settled(20)
+    assert Counter(await ends(world)) == {"superseded": 2 * say.PAGE + 1, "done": 1}
+    assert len(calls(world)) == 4
+
+
+# ------------------------------------------------------------------ what others hear
+
+
+async def test_each_command_that_went_out_with_a_newer_one_is_told(world: World, core: CorePms) -> None:
+    await wait_behind_a_first(world, core)
+    await push(core, "a-2", 2, "EUR", available=3, price=100)
+    await push(core, "a-3", 3, "EUR", available=3, price=100)
+    await push(core, "a-4", 4, available=0, price=200)
+    await arrived(world, 4)
+    await world.all_settled()
+    assert await ends(world) == ["done", "superseded", "superseded", "done"]
+    for id_ in await ids(world):
+        await heard(core, "core.command.succeeded", id_)
+    assert await world.db.fetchval("SELECT count(*) FROM core_events") == 4
+    await world.until("SELECT count(*) FROM core_batches", equals=0)
+
+
+async def test_a_requeued_command_that_went_out_with_a_newer_one_is_told(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "a", 2, available=3)
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    await push(core, "b", 3, available=0)
+    await retrying(world)
+    failed = (await ids(world))[0]
+    await requeue(world, failed)
+    await world.all_settled()
+    await heard(core, "core.command.succeeded", failed)
+    assert await ends(world) == ["superseded", "done"]
+    assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
