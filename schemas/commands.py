@@ -77,7 +77,7 @@ class Merging(Protocol):
     """Commands of one lane on their way to be one. Each is laid over those before it, so that the newest word counts."""
 
     def add(self, newer: Any) -> None:
-        """raises InvalidCommandError: no one command can say it all"""
+        """raises InvalidCommandError: no one command can say it all; then it is as it was before"""
         ...
 
     def command(self) -> CommandData:
@@ -225,16 +225,14 @@ class _Calendar:
     def add(self, newer: AvailabilityUpdate) -> None:
         if newer.references() != self._newest.references():
             raise InvalidCommandError("propertyId: what is said of two properties is not one command")
+        if self._priced and newer.has_prices and newer.currency != self._currency:
+            raise InvalidCommandError(f"currency: prices in {self._currency} and {newer.currency} are not one command")
+        if len(self._nights.keys() | _nights(newer)) > COMMAND_NIGHTS:
+            raise InvalidCommandError(f"periods: more than {COMMAND_NIGHTS} nights are not one command")
         if newer.has_prices:
-            if self._priced and newer.currency != self._currency:
-                raise InvalidCommandError(
-                    f"currency: prices in {self._currency} and {newer.currency} are not one command"
-                )
             self._priced, self._currency = True, newer.currency
         self._newest = newer
         self._lay(newer)
-        if len(self._nights) > COMMAND_NIGHTS:
-            raise InvalidCommandError(f"periods: more than {COMMAND_NIGHTS} nights are not one command")
 
     def command(self) -> AvailabilityUpdate:
         return self._newest.model_copy(update={"periods": tuple(_periods(self._nights)), "currency": self._currency})
@@ -244,6 +242,10 @@ class _Calendar:
             said = period.model_dump(include={"available", "price", "min_stay"}, exclude_none=True)
             for offset in range(period.nights):
                 self._nights.setdefault(period.first + timedelta(days=offset), {}).update(said)
+
+
+def _nights(command: AvailabilityUpdate) -> set[date]:
+    return {period.first + timedelta(days=offset) for period in command.periods for offset in range(period.nights)}
 
 
 def _periods(nights: Mapping[date, dict[str, int]]) -> Iterator[Period]:

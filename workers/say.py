@@ -80,10 +80,18 @@ class _Saying:
     repeat: Repeat
 
     async def part(self, works: Sequence[Work]) -> Reply | None:
-        """In one call. What no one call can say, or the vendor refuses, in halves, the older first: so the fault of one of them
-        keeps none of the others back. None: the last of them was refused, and is not the newest."""
+        """In as few calls as can say it, the oldest first. None: the last of them was refused, and is not the newest."""
+        reply: Reply | None = None
+        while works:
+            together, command = await self._together(works)
+            reply = await self._call(together, command)
+            works = works[len(together) :]
+        return reply
+
+    async def _call(self, works: Sequence[Work], command: Command | Exception) -> Reply | None:
+        """What the vendor refuses, in two parts: so the fault of one of them keeps none of the others back."""
         *others, last = works
-        answer = await self._ask(works)
+        answer = await self._ask(last, command) if isinstance(command, Command) else command
         if isinstance(answer, Reply):
             self.newest.doubt = False
             for work in works:
@@ -94,47 +102,58 @@ class _Saying:
                 await self.older.said(works)
             return answer
         if others:
-            half = len(works) // 2
-            await self.part(works[:half])
-            return await self.part(works[half:])
+            first = _first_part(works)
+            await self.part(works[:first])
+            return await self.part(works[first:])
         if last is self.newest:
             raise answer
         await self.older.refused(last, answer)
         return None
 
-    async def _ask(self, works: Sequence[Work]) -> Reply | Exception:
+    async def _ask(self, last: Work, command: Command) -> Reply | AdapterError:
         """What the vendor replied, or what is wrong with what it should be told."""
         try:
-            command = await self._together(works)
-        except Exception as error:  # noqa: BLE001 - who cannot be read, or merged, fails none of those beside it
-            if not isinstance(error, AdapterError | InvalidCommandError | SealError):
-                _log.exception("older commands cannot be said", extra=about(**ids(self.newest), count=len(works)))
-            return error
-        works[-1].command = command
-        self.newest.itself = works[-1] is self.newest
-        try:
+            last.command = command = await self.older.resolved(command)
+            all_mapped(command)
+            self.newest.itself = last is self.newest
             return await ask_or_execute(self.session, self.newest, command, self.repeat)
         except AdapterError as error:
             if error.fault not in _OF_THE_DATA:
                 raise
             return error
 
-    async def _together(self, works: Sequence[Work]) -> Command:
-        oldest, *newer = works
-        said = self._read(oldest)
-        if newer:
-            merging = said.data.merging()
-            for work in newer:
+    async def _together(self, works: Sequence[Work]) -> tuple[Sequence[Work], Command | Exception]:
+        """As many of the oldest as one command can say, and that command; or the oldest, and why it cannot be read."""
+        count = 0
+        try:
+            said = self._read(works[0])
+            count = 1
+            if len(works) > 1:
+                merging = said.data.merging()
+            for work in works[1:]:
                 await asyncio.sleep(0)  # a year of nights takes milliseconds
-                said = self._read(work)
-                merging.add(said.data)
-            said = replace(said, data=merging.command(), idempotency_key=_key(works))
-        command = await self.older.resolved(said)
-        all_mapped(command)
-        return command
+                newer = self._read(work)
+                merging.add(newer.data)
+                said, count = newer, count + 1
+        except Exception as error:  # noqa: BLE001 - who cannot be read, or merged, fails none of those beside it
+            if not isinstance(error, AdapterError | InvalidCommandError | SealError):
+                _log.exception("an older command cannot be said with others", extra=about(**ids(self.newest)))
+            if count == 0:
+                return works[:1], error
+        together = works[:count]
+        if count > 1:
+            said = replace(said, data=merging.command(), idempotency_key=_key(together))
+        return together, said
 
     def _read(self, work: Work) -> Command:
         return self.command if work is self.newest else self.older.read(work)
+
+
+def _first_part(works: Sequence[Work]) -> int:
+    """How many of the oldest go first: always as many, however many wait behind them, so that after a crash what was said together
+    is not said one by one. What began once already may have been said with all that is older."""
+    began = [count for count, work in enumerate(works[:-1], 1) if work.row.starts]
+    return began[-1] if began else 1 << ((len(works) - 1).bit_length() - 1)
 
 
 def _key(works: Sequence[Work]) -> str:
