@@ -9,7 +9,7 @@ from uuid import UUID
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     import asyncpg
@@ -48,8 +48,16 @@ class Stored:
     guest: bytes | None
 
 
-async def due(connection: Connection, vendors: Sequence[str], every: float, limit: int) -> list[str]:
-    return [row["id"] for row in await connection.fetch(_SQL["due"], vendors, every, limit)]
+async def due(
+    connection: Connection, vendors: Sequence[str], every: float, under_way: Collection[str], most: int, share: int
+) -> list[str]:
+    """Those whose pulls may begin now.
+
+    under_way  connections that the caller pulls
+    most       pulls of one vendor that it has at once, these included
+    share      of them, of one company
+    """
+    return [row["id"] for row in await connection.fetch(_SQL["due"], vendors, every, list(under_way), most, share)]
 
 
 async def claim(connection: Connection, ids: Sequence[str], worker: str, lease: float) -> list[Lease]:

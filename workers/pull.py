@@ -53,8 +53,10 @@ _log = logging.getLogger(__name__)
 CALL = 90.0  # seconds that one page may take, a new token included
 LEASE = 180.0  # seconds; renewed for every page, and longer than one takes
 LAST_WORD = 5.0  # seconds at a stop for the database to have the lease back
-MOST = 32  # pulls begun at once; some wait for their rate limit
-BUSY = 4  # of them, that are reading or recording a page
+MOST = 32  # pulls of a vendor under way at once; most wait for its answer, or for their rate limit
+SHARE = 8  # of them, of one company: all of its accounts may be silent
+BUSY = 4  # pages being recorded at once
+BRISK = 1.0  # seconds between two looks while there are pulls: others may have found no room
 
 
 class LeaseLostError(Exception):
@@ -221,8 +223,8 @@ class Puller:
             async for page in pages:
                 if isinstance(page, Waiting):
                     return page
-                await self._hold(lease, LEASE)
                 async with self._room:
+                    await self._hold(lease, LEASE)
                     recorded = await self._record(known, page.facts, trace, refused)
                 found = found.and_page(len(page.facts), recorded)
                 self._tell(found)
@@ -263,7 +265,7 @@ class Puller:
         session.budget = None
         alive: bool | None = None
         try:
-            async with self._room, asyncio.timeout(CALL):
+            async with asyncio.timeout(CALL):
                 page = await anext(pages, None)
             alive = True
         except TimeoutError as error:
@@ -407,6 +409,9 @@ class Puller:
 class Pulls:
     """The scheduler's loop: whose time has come is pulled, several connections at once.
 
+    Each vendor has room of its own, of which a company gets no more than a share: who never answers has a pull under way for as
+    long as a call may take.
+
     every  seconds between two pulls of a connection that says nothing else; 0: only those that do
     """
 
@@ -419,38 +424,38 @@ class Pulls:
         self._worker = worker
         self._every = every
         self._pause = pause
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[str, asyncio.Task[None]] = {}  # by connection
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; several schedulers may run it at once."""
         try:
             while not stop.is_set():
+                pause = BRISK if self._under_way else self._pause
                 try:
-                    await self.look()
+                    if await self.look():
+                        pause = BRISK
                 except Exception as error:
                     if not is_outage(error):
                         raise
                     metrics.DATABASE_FAULTS.inc()
                     _log.warning("database away, pulling later", extra=about(error_type=type(error).__name__))
                 try:
-                    await asyncio.wait_for(stop.wait(), self._pause)
+                    await asyncio.wait_for(stop.wait(), pause)
                 except TimeoutError:
                     continue
         finally:
-            for task in self._tasks:
+            for task in self._under_way.values():
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._under_way.values(), return_exceptions=True)
 
     async def look(self) -> int:
         """returns how many pulls were begun"""
         async with self._pool.acquire() as connection:
-            due = await store.due(connection, self._vendors, self._every, MOST - len(self._tasks))
+            due = await store.due(connection, self._vendors, self._every, self._under_way, MOST, SHARE)
             leases = await store.claim(connection, due, self._worker, LEASE) if due else []
             overview = await store.overview(connection, self._vendors, self._every)
         for lease in leases:
-            task = asyncio.create_task(self._run(lease), name=f"pull {lease.connection_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(lease)
         for vendor in self._vendors:
             lags = [r["lag"] for r in overview if r["vendor"] == vendor and r["status"] == "active" and r["every"]]
             metrics.SYNC_LAG.labels(vendor).set(max(lags, default=0.0))
@@ -458,8 +463,13 @@ class Pulls:
 
     async def settled(self) -> None:
         """Returns when no pull of this process is under way."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        while self._under_way:
+            await asyncio.wait(self._under_way.values())
+
+    def _begin(self, lease: Lease) -> None:
+        id_ = lease.connection_id
+        task = self._under_way[id_] = asyncio.create_task(self._run(lease), name=f"pull {id_}")
+        task.add_done_callback(lambda _done: self._under_way.pop(id_))
 
     async def _run(self, lease: Lease) -> None:
         told = {"connection_id": lease.connection_id}

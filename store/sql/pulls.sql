@@ -1,15 +1,29 @@
 -- name: due
--- Whose time has come: $1 vendors that can be pulled, $2 seconds between two pulls where the connection says nothing else.
--- A connection that never was pulled is new: what was lost since it came is asked for after its first interval.
-SELECT c.id FROM connections c LEFT JOIN pulls p ON p.connection_id = c.id
-CROSS JOIN LATERAL (SELECT CASE WHEN c.config ->> 'pull' ~ '^[0-9]{1,8}$' THEN (c.config ->> 'pull')::float8 ELSE $2 END
-                    AS seconds) every
-WHERE c.status = 'active' AND c.vendor = ANY ($1::text[]) AND every.seconds > 0
-  AND COALESCE(p.finished_at, c.created_at) + make_interval(secs => every.seconds * COALESCE(p.spread, 1))
-      <= clock_timestamp()
-  AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
-  AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp())
-ORDER BY COALESCE(p.finished_at, c.created_at) LIMIT $3
+-- Whose time has come, and for whom there is room: $1 vendors that can be pulled, $2 seconds between two pulls where the
+-- connection says nothing else, $3 connections whose pulls are under way here, $4 pulls of a vendor at once, $5 of these, of one
+-- company. A connection that never was pulled is new: what was lost since it came is asked for after its first interval.
+WITH candidates AS (
+    SELECT c.id, c.vendor, c.company_id, c.id = ANY ($3::text[]) AS under_way, COALESCE(p.finished_at, c.created_at) AS since
+    FROM connections c LEFT JOIN pulls p ON p.connection_id = c.id
+    CROSS JOIN LATERAL (SELECT CASE WHEN c.config ->> 'pull' ~ '^[0-9]{1,8}$' THEN (c.config ->> 'pull')::float8 ELSE $2 END
+                        AS seconds) every
+    WHERE c.vendor = ANY ($1::text[])
+      AND (c.id = ANY ($3::text[])
+        OR c.status = 'active' AND every.seconds > 0
+           AND COALESCE(p.finished_at, c.created_at) + make_interval(secs => every.seconds * COALESCE(p.spread, 1))
+               <= clock_timestamp()
+           AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
+           AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp()))
+), of_companies AS (
+    SELECT id, vendor, under_way, since,
+           row_number() OVER (PARTITION BY vendor, company_id ORDER BY under_way DESC, since) AS place
+    FROM candidates
+), of_vendors AS (
+    SELECT id, under_way, since, place,
+           row_number() OVER (PARTITION BY vendor ORDER BY under_way DESC, place, since) AS place_of_vendor
+    FROM of_companies WHERE place <= $5
+)
+SELECT id FROM of_vendors WHERE NOT under_way AND place_of_vendor <= $4 ORDER BY place, since
 
 -- name: claim
 -- The lease decides between two schedulers that found the same connection due.

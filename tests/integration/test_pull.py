@@ -6,21 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from adapters.errors import Malformed, Misconfigured, RateLimited, Transient
 from ops.parts import inbound_attempts, open_parts
+from schemas.connection import Connection
 from simulators.beds24 import operations
+from simulators.beds24.app import Beds24, create_app
 from simulators.beds24.faults import Fault, FaultKind
-from store import pulls
+from simulators.server import SimServer
+from store import connections, pulls
 from store.connections import set_config
 from store.pulls import Lease
 from telemetry import metrics
-from tests.fleet import CONNECTION, World
+from tests.fleet import COMPANY, CONNECTION, World
 from topology.announce import WakeUp, announce
-from workers.pull import LEASE, LeaseLostError, Pulled, Puller, Pulls, Waiting
+from workers.pull import LEASE, SHARE, LeaseLostError, Pulled, Puller, Pulls, Waiting
 
 STORED = "SELECT count(*) FROM int_reservations"
 EVENTS = "SELECT count(*) FROM channel_events"
@@ -58,17 +61,20 @@ async def until_asked(world: World) -> None:
 
 @asynccontextmanager
 async def pulling(
-    world: World, sleep: Callable[[float], Any] = asyncio.sleep, tell: Callable[[Any], None] = lambda _: None
+    world: World,
+    sleep: Callable[[float], Any] = asyncio.sleep,
+    tell: Callable[[Any], None] = lambda _: None,
+    wake: Callable[[Sequence[WakeUp]], Any] | None = None,
 ) -> AsyncIterator[Puller]:
     """A puller as the scheduler has it."""
     async with open_parts("pull", world.settings()) as parts:
 
-        async def wake(wakes: Sequence[WakeUp]) -> None:
+        async def publish(wakes: Sequence[WakeUp]) -> None:
             parts.marks.add(await announce(parts.publisher, wakes))
 
         yield Puller(
             parts.pool, parts.directory, parts.sessions,
-            parts.governor, inbound_attempts(parts.adapters), wake,
+            parts.governor, inbound_attempts(parts.adapters), wake or publish,
             overlap=timedelta(minutes=10), random=lambda: 0.5, now=parts.now, sleep=sleep, tell=tell,
         )  # fmt: skip
 
@@ -76,6 +82,34 @@ async def pulling(
 async def lease(world: World, worker: str = "w", seconds: float = LEASE) -> Lease:
     (taken,) = await pulls.claim(world.db, [CONNECTION], worker, seconds)
     return taken
+
+
+async def due(world: World) -> list[str]:
+    return await pulls.due(world.db, ["beds24"], 0.001, [], 10, 10)
+
+
+async def add(world: World, id_: str, sim: Beds24, url: str, company: str = COMPANY) -> None:
+    """One more connection, which has waited for a pull longer than the world's own."""
+    cipher = world.keys.cipher(
+        company, await world.db.fetchval("SELECT data_key FROM companies WHERE id = $1", company)
+    )
+    config = {"base_url": f"{url}/api/v2", "currency": "EUR"}
+    await connections.add_connection(world.db, id_, company, "beds24", id_, None, config)
+    await world.db.execute("UPDATE connections SET created_at = created_at - interval '1 day' WHERE id = $1", id_)
+    invite = cipher.seal_bytes(sim.account.access.invite().encode())
+    await connections.put_secret(world.db, Connection(id_, company, "beds24", id_), "invite_code", invite)
+
+
+@asynccontextmanager
+async def silent(world: World, count: int) -> AsyncIterator[None]:
+    """Connections of another company, whose vendor takes requests and never answers them."""
+    await connections.add_company(world.db, "other", "Other", world.keys.new_data_key())
+    sim = Beds24()
+    sim.faults.add(Fault(FaultKind.TIMEOUT_BEFORE_COMMIT, operation="GET /bookings", count=None))
+    async with SimServer(create_app(sim)) as server:
+        for n in range(count):
+            await add(world, f"silent-{n}", sim, server.url, "other")
+        yield
 
 
 async def pull(world: World, **kwargs: Any) -> Pulled | Waiting:
@@ -145,7 +179,7 @@ async def test_a_vendor_that_is_away_is_asked_later_from_the_same_time(whole: Wo
     assert (kept["error_class"], kept["failures"], kept["covered_until"]) == ("transient", 1, None)
     assert "bookings.pull" in kept["last_error"]
     assert kept["not_before"] > datetime.now(UTC)
-    assert await pulls.due(whole.db, ["beds24"], 0.001, 10) == []
+    assert await due(whole) == []
     assert (await lease(whole)).covered_until == covered
     await whole.db.execute("UPDATE pulls SET lease_until = NULL")
     await pull(whole)
@@ -233,7 +267,7 @@ async def test_two_schedulers_never_pull_the_same_connection_at_once(world: Worl
     first, second = await asyncio.gather(pulls.claim(world.db, [CONNECTION], "a", LEASE), _claim_elsewhere(world, "b"))
     assert len([*first, *second]) == 1
     assert await pulls.claim(world.db, [CONNECTION], "c", LEASE) == []
-    assert await pulls.due(world.db, ["beds24"], 0.001, 10) == []
+    assert await due(world) == []
 
 
 async def _claim_elsewhere(world: World, worker: str) -> Sequence[Lease]:
@@ -282,7 +316,7 @@ async def test_a_stop_in_the_middle_gives_the_connection_back(whole: World) -> N
             await task
     kept = await row(whole)
     assert (kept["lease_until"], kept["failures"], kept["covered_until"]) == (None, 0, None)
-    assert len(await pulls.due(whole.db, ["beds24"], 0.001, 10)) == 1
+    assert len(await due(whole)) == 1
 
 
 async def test_a_stop_does_not_wait_for_a_database_that_is_away(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +378,103 @@ async def test_one_connection_that_fails_leaves_the_loop_alive(whole: World) -> 
         await whole.until(STORED, equals=1)
         stop.set()
         await running
+
+
+async def test_silent_accounts_of_a_company_hold_nobody_elses_pulls(world: World) -> None:
+    held = "SELECT count(*) FROM pulls WHERE connection_id LIKE 'silent-%' AND lease_until IS NOT NULL"
+    async with silent(world, 40), open_parts("pull", world.settings()) as parts, pulling(world) as puller:
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.001, pause=0.01)
+        stop = asyncio.Event()
+        running = asyncio.create_task(loop.run(stop))
+        await world.until(
+            "SELECT covered_until IS NOT NULL FROM pulls WHERE connection_id = $1", CONNECTION, timeout=15
+        )
+        assert await world.db.fetchval(held) == SHARE
+        stop.set()
+        await running
+        assert await world.db.fetchval(held) == 0
+
+
+async def test_a_pull_under_way_is_not_begun_once_more_though_its_lease_ran_out(world: World) -> None:
+    async with silent(world, 1), open_parts("pull", world.settings()) as parts, pulling(world) as puller:
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=3600.0)
+        assert await loop.look() == 1
+        await world.db.execute("UPDATE pulls SET lease_until = now()")
+        assert await loop.look() == 0
+        stopped = asyncio.Event()
+        stopped.set()
+        await loop.run(stopped)
+
+
+async def test_a_vendor_has_room_of_its_own_and_a_company_no_more_than_its_share_of_it(world: World) -> None:
+    for name, company, vendor, age in (
+        ("a1", "a", "x", 9), ("a2", "a", "x", 8), ("a3", "a", "x", 7), ("a4", "a", "y", 1),
+        ("b1", "b", "x", 6), ("b2", "b", "x", 5), ("c1", "c", "x", 4),
+    ):  # fmt: skip
+        await connections.add_company(world.db, company, company, world.keys.new_data_key())
+        await connections.add_connection(world.db, name, company, vendor, name, None, {})
+        await world.db.execute(
+            "UPDATE connections SET created_at = now() - $2::interval WHERE id = $1", name, timedelta(days=age)
+        )
+
+    async def room(*under_way: str, most: int = 4, share: int = 2) -> list[str]:
+        return await pulls.due(world.db, ["x", "y"], 1.0, under_way, most, share)
+
+    assert await room() == ["a1", "b1", "c1", "a4", "a2"]
+    assert await room(most=10) == ["a1", "b1", "c1", "a4", "a2", "b2"]
+    assert await room("a2", "a3") == ["b1", "c1", "a4"]
+    assert await room("a1", "b1", "b2", "c1") == ["a4"]
+
+
+async def test_a_company_with_more_connections_than_its_share_is_pulled_without_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pull.SHARE", 1)
+    monkeypatch.setattr("workers.pull.BRISK", 0.01)
+    for name in ("second", "third"):
+        await add(world, name, world.sim, world.sim_url)
+    await world.db.execute("UPDATE connections SET created_at = created_at - interval '1 day'")
+    async with open_parts("pull", world.settings()) as parts, pulling(world) as puller:
+        stop = asyncio.Event()
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=3600.0, pause=600.0)
+        running = asyncio.create_task(loop.run(stop))
+        await world.until("SELECT count(covered_until) FROM pulls", equals=3)
+        stop.set()
+        await running
+
+
+async def test_what_waited_for_its_turn_to_be_recorded_has_its_lease_anew(world: World) -> None:
+    """Few pages are recorded at once; that of a slow vendor comes near the end of its lease."""
+    await add(world, "second", world.sim, world.sim_url)
+    book(world)
+    arrivals: asyncio.Queue[None] = asyncio.Queue()
+    recording: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    class Room(asyncio.Semaphore):
+        async def acquire(self) -> Literal[True]:
+            arrivals.put_nowait(None)
+            return await super().acquire()
+
+    async def wake(_: Sequence[WakeUp]) -> None:
+        go_on = asyncio.Event()
+        recording.put_nowait(go_on)
+        await go_on.wait()
+
+    async with pulling(world, wake=wake) as puller, asyncio.timeout(20):
+        puller._room = Room(1)
+        first = asyncio.create_task(puller.run(await lease(world)))
+        go_on = await recording.get()
+        (taken,) = await pulls.claim(world.db, ["second"], "w", LEASE)
+        second = asyncio.create_task(puller.run(taken))
+        for _ in (first, second):
+            await arrivals.get()
+        await world.db.execute("UPDATE pulls SET lease_until = now() + interval '1 second'")
+        go_on.set()
+        go_on = await recording.get()
+        left = "SELECT EXTRACT(epoch FROM lease_until - now()) FROM pulls WHERE connection_id = 'second'"
+        assert await world.db.fetchval(left) > LEASE - 30
+        go_on.set()
+        assert await first == await second == Pulled(pages=1, listed=1, recorded=1)
 
 
 async def test_a_booking_that_returned_to_an_earlier_state_within_a_second_is_set_right(whole: World) -> None:
