@@ -105,7 +105,10 @@ def is_astray(
 
 
 def _is_wrong(known: Known, state: Sourced[Reservation], stored: Stored) -> bool:
-    guest = known.cipher.open(stored.guest) if stored.guest else None
+    try:
+        guest = known.cipher.open(stored.guest) if stored.guest else None
+    except SealError:
+        guest = None  # nobody can read it any more: as if it was not there, the vendor's takes its place
     return is_astray(state, stored.source_version, stored.fields, guest)
 
 
@@ -356,8 +359,10 @@ class Puller:
         recorded = Recorded(event_id, fact.event_type, fact.entity_type, fact.external_id, fact.payload, self._now())
         try:
             meant = self._sessions.adapter(known.connection.vendor).interpret(recorded, known.connection)
-        except AdapterError:
-            return None  # its event has ended as a dead letter that says so
+        except Exception as error:  # noqa: BLE001 - it was edited, or the adapter is another: then it is not compared
+            if not isinstance(error, AdapterError):
+                _log.exception("a fact cannot be compared", extra=about(event_id=event_id, type=fact.event_type))
+            return None
         return meant.reservations[0] if isinstance(meant, Effects) and meant.reservations else None
 
     # ------------------------------------------------------------------ the lease
