@@ -180,7 +180,7 @@ class Puller:
             await self._put_off(lease, found.seconds)
             metrics.SYNC_RUNS.labels(vendor, "put_off").inc()
             return found
-        await self._finished(lease, found, covers=since is None or since <= lease.covered_until)
+        await self._finished(lease, found, covers=since is None or since <= usual)
         metrics.SYNC_RUNS.labels(vendor, "done").inc()
         return found
 

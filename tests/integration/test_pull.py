@@ -553,6 +553,16 @@ async def test_what_an_adapter_chokes_on_stops_no_other(whole: World, monkeypatc
     assert await whole.db.fetchval(STORED) == 2
 
 
+async def test_a_begin_within_the_overlap_leaves_the_gap_open(whole: World) -> None:
+    """What the vendor shows late may have changed before it: only a begin at the overlap's covers that."""
+    await pull(whole)
+    covered = (await row(whole))["covered_until"]
+    await pull(whole, since=covered - timedelta(minutes=9))
+    assert (await row(whole))["covered_until"] == covered
+    await pull(whole, since=covered - timedelta(minutes=10))
+    assert (await row(whole))["covered_until"] > covered
+
+
 async def test_an_earlier_begin_than_ever_covers_all_and_a_later_one_leaves_the_gap_open(whole: World) -> None:
     covered = (await lease(whole)).covered_until
     await whole.db.execute("UPDATE pulls SET lease_until = NULL")
