@@ -49,19 +49,27 @@ class Stored:
 
 
 async def due(
-    connection: Connection, vendors: Sequence[str], every: float, under_way: Collection[str], most: int, share: int
+    connection: Connection,
+    vendors: Sequence[str],
+    every: float,
+    worker: str,
+    under_way: Collection[str],
+    *,
+    most: int,
+    share: int,
 ) -> list[str]:
     """Those whose pulls may begin now.
 
-    under_way  connections that the caller pulls
+    under_way  connections that this worker pulls
     most       pulls of one vendor that it has at once, these included
     share      of them, of one company
     """
-    return [row["id"] for row in await connection.fetch(_SQL["due"], vendors, every, list(under_way), most, share)]
+    rows = await connection.fetch(_SQL["due"], vendors, every, list(under_way), most, share, worker)
+    return [row["id"] for row in rows]
 
 
 async def claim(connection: Connection, ids: Sequence[str], worker: str, lease: float) -> list[Lease]:
-    """lease in seconds. returns those that nobody else holds"""
+    """ids: of which the worker pulls none; its name is no other's. lease in seconds. returns those that nobody else holds"""
     return [Lease(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease)]
 
 

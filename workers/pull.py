@@ -159,30 +159,13 @@ class Puller:
         returns  Waiting: nothing was asked, what is left of the rate limit is for commands
         raises   AdapterError, which is kept with the connection; LeaseLostError
         """
-        usual = lease.covered_until - self._overlap
-        vendor = "none"
         try:
-            known = await self._known(lease.connection_id)
-            vendor = known.connection.vendor
-            found = await self._pull(lease, known, usual if since is None else since)
+            return await self._run(lease, since)
         except asyncio.CancelledError:
             with suppress(TimeoutError):  # the database is away: then the lease ends by itself
                 async with asyncio.timeout(LAST_WORD):
                     await self._put_off(lease, 0.0)
             raise
-        except LeaseLostError:
-            raise
-        except Exception as error:
-            await self._failed(lease, error)
-            metrics.SYNC_RUNS.labels(vendor, "failed").inc()
-            raise
-        if isinstance(found, Waiting):
-            await self._put_off(lease, found.seconds)
-            metrics.SYNC_RUNS.labels(vendor, "put_off").inc()
-            return found
-        await self._finished(lease, found, covers=since is None or since <= usual)
-        metrics.SYNC_RUNS.labels(vendor, "done").inc()
-        return found
 
     async def look(self, connection_id: str, since: datetime) -> Pulled | Waiting:
         """Asks the vendor and records nothing. raises AdapterError"""
@@ -200,6 +183,27 @@ class Puller:
         return found
 
     # ------------------------------------------------------------------ the pull
+
+    async def _run(self, lease: Lease, since: datetime | None) -> Pulled | Waiting:
+        usual = lease.covered_until - self._overlap
+        vendor = "none"
+        try:
+            known = await self._known(lease.connection_id)
+            vendor = known.connection.vendor
+            found = await self._pull(lease, known, usual if since is None else since)
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            await self._failed(lease, error)
+            metrics.SYNC_RUNS.labels(vendor, "failed").inc()
+            raise
+        if isinstance(found, Waiting):
+            await self._put_off(lease, found.seconds)
+            metrics.SYNC_RUNS.labels(vendor, "put_off").inc()
+            return found
+        await self._finished(lease, found, covers=since is None or since <= usual)
+        metrics.SYNC_RUNS.labels(vendor, "done").inc()
+        return found
 
     async def _known(self, connection_id: str) -> Known:
         """raises Misconfigured, Unsupported"""
@@ -456,11 +460,13 @@ class Pulls:
     async def look(self) -> int:
         """returns how many pulls were begun"""
         async with self._pool.acquire() as connection:
-            due = await store.due(connection, self._vendors, self._every, self._under_way, MOST, SHARE)
+            due = await store.due(
+                connection, self._vendors, self._every, self._worker, self._under_way, most=MOST, share=SHARE
+            )
             leases = await store.claim(connection, due, self._worker, LEASE) if due else []
+            for lease in leases:  # whatever comes next, these are ours
+                self._begin(lease)
             overview = await store.overview(connection, self._vendors, self._every)
-        for lease in leases:
-            self._begin(lease)
         for vendor in self._vendors:
             lags = [r["lag"] for r in overview if r["vendor"] == vendor and r["status"] == "active" and r["every"]]
             metrics.SYNC_LAG.labels(vendor).set(max(lags, default=0.0))

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - what only one command needs is imported when it runs: `--help` must be quick
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -64,6 +63,7 @@ def run(
 
 async def _run(connection_id: str, since: datetime | None, dry_run: bool) -> Pulled:
     from adapters.errors import AdapterError
+    from ops.parts import worker_name
     from store import connections, pulls
     from workers.pull import LEASE, LeaseLostError, Waiting
 
@@ -75,7 +75,7 @@ async def _run(connection_id: str, since: datetime | None, dry_run: bool) -> Pul
                 found = await puller.look(connection_id, since or usual - overlap)
             else:
                 async with pool.acquire() as db:
-                    leases = await pulls.claim(db, [connection_id], f"cli@{os.getpid()}", LEASE)
+                    leases = await pulls.claim(db, [connection_id], worker_name("cli"), LEASE)
                     holder = None if leases else await pulls.holder(db, connection_id)
                 if not leases:
                     who = f" by {holder[0]}, since {holder[1]:%H:%M:%SZ}" if holder else ""

@@ -1,7 +1,8 @@
 -- name: due
 -- Whose time has come, and for whom there is room: $1 vendors that can be pulled, $2 seconds between two pulls where the
--- connection says nothing else, $3 connections whose pulls are under way here, $4 pulls of a vendor at once, $5 of these, of one
--- company. A connection that never was pulled is new: what was lost since it came is asked for after its first interval.
+-- connection says nothing else, $3 connections that $6 pulls now, $4 pulls of a vendor at once, $5 of these, of one company. A
+-- connection that never was pulled is new: what was lost since it came is asked for after its first interval. A lease of $6 that
+-- it knows nothing of is of a claim whose answer was lost.
 WITH candidates AS (
     SELECT c.id, c.vendor, c.company_id, c.id = ANY ($3::text[]) AS under_way, COALESCE(p.finished_at, c.created_at) AS since
     FROM connections c LEFT JOIN pulls p ON p.connection_id = c.id
@@ -13,7 +14,7 @@ WITH candidates AS (
            AND COALESCE(p.finished_at, c.created_at) + make_interval(secs => every.seconds * COALESCE(p.spread, 1))
                <= clock_timestamp()
            AND (p.not_before IS NULL OR p.not_before <= clock_timestamp())
-           AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp()))
+           AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp() OR p.worker = $6))
 ), of_companies AS (
     SELECT id, vendor, under_way, since,
            row_number() OVER (PARTITION BY vendor, company_id ORDER BY under_way DESC, since) AS place
@@ -26,7 +27,8 @@ WITH candidates AS (
 SELECT id FROM of_vendors WHERE NOT under_way AND place_of_vendor <= $4 ORDER BY place, since
 
 -- name: claim
--- The lease decides between two schedulers that found the same connection due.
+-- The lease decides between two schedulers that found the same connection due. What $2 holds is claimed anew: it asks for
+-- nothing that it knows to be its own.
 WITH taken AS (
     INSERT INTO pulls AS p (connection_id, company_id, worker, lease_until, started_at)
     SELECT c.id, c.company_id, $2, clock_timestamp() + make_interval(secs => $3), clock_timestamp()
@@ -34,7 +36,7 @@ WITH taken AS (
     ORDER BY c.id
     ON CONFLICT (connection_id) DO UPDATE
     SET worker = EXCLUDED.worker, lease_until = EXCLUDED.lease_until, started_at = EXCLUDED.started_at
-    WHERE p.lease_until IS NULL OR p.lease_until <= clock_timestamp()
+    WHERE p.lease_until IS NULL OR p.lease_until <= clock_timestamp() OR p.worker = EXCLUDED.worker
     RETURNING p.connection_id, p.worker, p.started_at, p.covered_until, p.failures
 )
 SELECT t.connection_id, t.worker, t.started_at, COALESCE(t.covered_until, c.created_at) AS covered_until, t.failures

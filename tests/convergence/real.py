@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 
@@ -288,7 +288,7 @@ class Player(Outside):
     async def _sync_run(self) -> None:
         """As `staybus sync run` does."""
         async with self.fleet.pool.acquire() as db:
-            leases = await pulls.claim(db, [self.connection.id], "operator", LEASE)
+            leases = await pulls.claim(db, [self.connection.id], f"operator {uuid4()}", LEASE)
         for lease in leases:
             with suppress(AdapterError, LeaseLostError):
                 self._tell(f"  {await self.fleet.puller.run(lease)}")

@@ -87,7 +87,7 @@ async def lease(world: World, worker: str = "w", seconds: float = LEASE) -> Leas
 
 
 async def due(world: World) -> list[str]:
-    return await pulls.due(world.db, ["beds24"], 0.001, [], 10, 10)
+    return await pulls.due(world.db, ["beds24"], 0.001, "somebody", [], most=10, share=10)
 
 
 async def add(world: World, id_: str, sim: Beds24, url: str, company: str = COMPANY) -> None:
@@ -339,6 +339,59 @@ async def test_a_stop_does_not_wait_for_a_database_that_is_away(whole: World, mo
                 await task
 
 
+async def test_a_stop_while_its_end_is_written_gives_the_connection_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pulling(world) as puller:
+        ending = asyncio.Event()
+
+        async def slow(*_: Any, **__: Any) -> None:
+            ending.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("store.pulls.finish", slow)
+        task = asyncio.create_task(puller.run(await lease(world)))
+        await ending.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await due(world) == [CONNECTION]
+
+
+async def test_what_is_claimed_is_pulled_whatever_the_database_says_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("store.pulls.overview", cut)
+    async with open_parts("pull", world.settings()) as parts, pulling(world) as puller:
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.001)
+        with pytest.raises(ConnectionResetError):
+            await loop.look()
+        await loop.settled()
+    assert (await row(world))["covered_until"] is not None
+
+
+async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = pulls.claim
+
+    async def cut(*args: Any) -> None:
+        await claim(*args)
+        raise ConnectionResetError
+
+    async with open_parts("pull", world.settings()) as parts, pulling(world) as puller:
+        loop = Pulls(parts.pool, puller, ["beds24"], worker="w", every=0.001)
+        with monkeypatch.context() as patch:
+            patch.setattr("store.pulls.claim", cut)
+            with pytest.raises(ConnectionResetError):
+                await loop.look()
+        assert await due(world) == []
+        assert await loop.look() == 1
+        await loop.settled()
+    assert (await row(world))["covered_until"] is not None
+
+
 async def test_the_loop_pulls_whose_time_has_come(whole: World) -> None:
     book(whole)
     lag = metrics.SYNC_LAG.labels("beds24")
@@ -420,7 +473,7 @@ async def test_a_vendor_has_room_of_its_own_and_a_company_no_more_than_its_share
         )
 
     async def room(*under_way: str, most: int = 4, share: int = 2) -> list[str]:
-        return await pulls.due(world.db, ["x", "y"], 1.0, under_way, most, share)
+        return await pulls.due(world.db, ["x", "y"], 1.0, "w", under_way, most=most, share=share)
 
     assert await room() == ["a1", "b1", "c1", "a4", "a2"]
     assert await room(most=10) == ["a1", "b1", "c1", "a4", "a2", "b2"]
