@@ -299,11 +299,13 @@ async def _worker(
             try:
                 yield parts, consume
             finally:
+                end = time.monotonic() + settings.grace
                 await asyncio.gather(
                     *(_wind_up(*pair, settings.grace) for pair in zip(consumers, intakes, strict=True))
                 )
                 await parts.teller.stop()
                 await asyncio.gather(*(consumer.stop() for consumer in consumers))
+                await parts.sessions.stop(max(0.0, end - time.monotonic()))  # within the same grace
 
 
 async def _wind_up(consumer: Consumer, intake: Intake, grace: float) -> None:

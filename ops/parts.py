@@ -120,9 +120,8 @@ async def open_parts(
             vendor: Tokens(pool, transport.for_vendor(vendor), now=clock, worker=worker_name(name))
             for vendor in adapters
         }
-        for one in tokens.values():
-            stack.push_async_callback(one.stop)
         sessions = Sessions(dict(adapters), transport.for_vendor, tokens.__getitem__, clock)
+        stack.push_async_callback(sessions.stop, settings.grace)
         yield Parts(
             name=name,
             settings=settings,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.errors import Misconfigured, Transient, Unauthorized
 from store import connections
@@ -15,7 +15,7 @@ from store.pool import is_outage
 from .persist import outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from adapters.port import Adapter, Budget, Http
     from schemas.connection import Connection
@@ -79,6 +79,7 @@ class Tokens:
             str, tuple[str, datetime]
         ] = {}  # the last one that came in place of a refused one, and when
         self._asking: dict[tuple[str, str | None], asyncio.Task[str]] = {}
+        self._granting: set[asyncio.Task[str | None]] = set()
 
     async def current(self, adapter: Adapter, known: Known) -> str:
         """raises Misconfigured, Transient"""
@@ -107,13 +108,14 @@ class Tokens:
             self._replacements[connection.id] = token, self._now()
         return token
 
-    async def stop(self) -> None:
-        """Ends what nobody waits for any more."""
-        asking = set(self._asking.values())
-        for task in asking:
-            task.cancel()
-        if asking:
-            await asyncio.wait(asking)
+    async def stop(self, grace: float) -> None:
+        """Nobody waits for a token any more. What a vendor has been asked for is kept all the same, if it comes within `grace`
+        seconds: the vendor may have taken the credential as used up.
+        """
+        await _end(self._asking.values())
+        if self._granting:
+            await asyncio.wait(set(self._granting), timeout=grace)
+        await _end(self._granting)
 
     async def _shared(self, adapter: Adapter, known: Known, refused: str | None) -> str:
         """Callers of this process wait for one of them."""
@@ -121,13 +123,9 @@ class Tokens:
         task = self._asking.get(key)
         if task is None:
             task = self._asking[key] = asyncio.create_task(self._get(adapter, known, refused))
-            task.add_done_callback(lambda done: self._asked(key, done))
+            task.add_done_callback(lambda _: self._asking.pop(key))
+            task.add_done_callback(_told)
         return await asyncio.shield(task)
-
-    def _asked(self, key: tuple[str, str | None], task: asyncio.Task[str]) -> None:
-        self._asking.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # whoever waits has it
 
     async def _get(self, adapter: Adapter, known: Known, refused: str | None) -> str:
         waited = 0.0
@@ -136,7 +134,11 @@ class Tokens:
             if isinstance(found, str):
                 return found
             if found is not None:
-                token = await self._renew(adapter, known, found)
+                granting = asyncio.create_task(self._renew(adapter, known, found))
+                self._granting.add(granting)
+                granting.add_done_callback(self._granting.discard)
+                granting.add_done_callback(_told)
+                token = await asyncio.shield(granting)
                 if token is not None:
                     return token
                 continue
@@ -215,6 +217,20 @@ class Tokens:
                 raise
 
 
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    ending = set(tasks)
+    for task in ending:
+        task.cancel()
+    if ending:
+        await asyncio.wait(ending)
+
+
+def _told(task: asyncio.Task[Any]) -> None:
+    """Whoever waits for it has its error; it is no matter of the loop's when nobody does."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _credentials(stored: Mapping[str, connections.SealedSecret]) -> dict[str, bytes]:
     return {name: secret.sealed for name, secret in stored.items() if name not in NO_CREDENTIALS}
 
@@ -260,6 +276,10 @@ class Sessions:
             return self.adapters[vendor]
         except KeyError:
             raise Misconfigured(f"no adapter for the vendor {vendor!r} is installed") from None
+
+    async def stop(self, grace: float) -> None:
+        """See Tokens.stop."""
+        await asyncio.gather(*(self.tokens(vendor).stop(grace) for vendor in self.adapters))
 
     def open(self, known: Known) -> VendorSession:
         vendor = known.connection.vendor

@@ -14,6 +14,7 @@ import pytest
 from adapters.errors import Transient, Unauthorized
 from adapters.registry import adapter
 from adapters.transport import HttpTransport
+from ops.parts import open_parts
 from simulators.beds24.faults import Fault, FaultKind
 from store import connections
 from store.clock import Clock
@@ -244,3 +245,53 @@ async def test_what_is_got_with_a_credential_that_was_replaced_meanwhile_is_not_
     assert ground.known.cipher.open_bytes(stored["refresh_token"].sealed).decode() == refresh
     assert ground.asked() == [SETUP, REFRESH]
     assert await ground.lease() is None
+
+
+# ------------------------------------------------------------------------------------------------ a stop
+
+
+async def forsaken(ground: Ground, tokens: Tokens) -> None:
+    """Nobody waits any more for what the vendor was asked for."""
+    asking = asyncio.create_task(tokens.current(BEDS24, ground.known))
+    await ground.until_asked()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_a_stop_keeps_what_an_invite_code_was_used_up_for(ground: Ground) -> None:
+    """It works once: without the refresh token that it brings, the connection needs another."""
+    ground.world.sim.faults.add(Fault(FaultKind.SLOW, operation=SETUP, seconds=0.5))
+    async with open_parts("scheduler", ground.world.settings()) as parts:
+        tokens = parts.sessions.tokens("beds24")
+        await forsaken(ground, tokens)
+    assert {"refresh_token", "access_token"} <= set(await connections.secrets(ground.world.db, CONNECTION))
+    assert await ground.lease() is None
+    assert await (await ground.process())[0].current(BEDS24, ground.known)
+    assert ground.asked() == [SETUP]
+
+
+async def test_a_stop_waits_no_longer_for_a_vendor_than_it_is_given(ground: Ground) -> None:
+    ground.world.sim.faults.add(Fault(FaultKind.TIMEOUT_BEFORE_COMMIT, operation=SETUP))
+    tokens, _ = await ground.process()
+    await forsaken(ground, tokens)
+    async with asyncio.timeout(2):  # less than the call takes
+        await tokens.stop(0.05)
+    assert await ground.lease() is None
+
+
+async def test_a_stop_does_not_wait_for_another_process_nor_begin_to_ask(ground: Ground) -> None:
+    waits = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    await ground.world.db.execute("UPDATE connections SET renewing_until = now() + interval '1 hour'")
+    tokens, _ = await ground.process(sleep=sleep)
+    asking = asyncio.create_task(tokens.current(BEDS24, ground.known))
+    async with asyncio.timeout(10):
+        await waits.wait()
+        await tokens.stop(grace=60)
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert ground.asked() == []
