@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+FIRST_REST = (
+    10.0  # seconds until a token that was not renewed is asked for again; twice as long each time, until it ends
+)
+
 
 class Upkeep:
     def __init__(
@@ -36,6 +41,7 @@ class Upkeep:
         depths: Callable[[], Awaitable[dict[str, int]]],
         *,
         pause: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """depths: messages waiting in each queue; may raise OSError while the broker is away"""
         self._pool = pool
@@ -44,9 +50,12 @@ class Upkeep:
         self._operations = {*COMMANDS, *actions(sessions.adapters)}
         self._depths = depths
         self._pause = pause
+        self._clock = clock
         self._known_letters: set[tuple[str, str, str]] = set()
         self._known_circuits: set[tuple[str, str, str]] = set()
         self._renewing: dict[str, asyncio.Task[None]] = {}  # by connection
+        # Connection → failures in a row, and when it is tried again.
+        self._failed: dict[str, tuple[int, float]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         try:
@@ -92,11 +101,16 @@ class Upkeep:
             _log.error("messages that nobody binds wait in pms.unroutable", extra=about(count=found["pms.unroutable"]))
 
     async def renew_tokens(self) -> None:
-        """Begins to; a vendor that does not answer keeps nobody waiting but itself."""
+        """Begins to; a vendor that does not answer keeps nobody waiting but itself, and one that refuses is asked more and more
+        rarely. A credential that is set anew takes its token away, and the failures with it.
+        """
         async with self._pool.acquire() as connection:
             ending = await connections.tokens_to_renew(connection, EARLY.total_seconds())
+        self._failed = {id_: failed for id_, failed in self._failed.items() if id_ in ending}
+        now = self._clock()
+        resting = {id_ for id_, (_, again) in self._failed.items() if again > now}
         for connection_id in ending:
-            if connection_id not in self._renewing:
+            if connection_id not in self._renewing and connection_id not in resting:
                 task = asyncio.create_task(self._renew(connection_id), name=f"token of {connection_id}")
                 self._renewing[connection_id] = task
                 task.add_done_callback(lambda _, id_=connection_id: self._renewing.pop(id_))  # type: ignore[misc]
@@ -106,6 +120,9 @@ class Upkeep:
             known = await outlast(lambda: self._directory.get(connection_id))
             if known is not None:
                 await self._sessions.open(known).access_token()
+            self._failed.pop(connection_id, None)
         except Exception as error:  # noqa: BLE001 - whoever needs the token meets the same, and ends with a reason
             told = str(error) if isinstance(error, AdapterError | SealError) else type(error).__name__
+            failures, _ = self._failed.get(connection_id, (0, 0.0))
+            self._failed[connection_id] = failures + 1, self._clock() + FIRST_REST * 2.0**failures
             _log.warning("access token not renewed", extra=about(connection_id=connection_id, error=told))

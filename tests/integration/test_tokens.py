@@ -22,8 +22,10 @@ from store.directory import Directory, Known
 from store.pool import open_pool
 from tests.fleet import CONNECTION, World
 from workers.sessions import FRESH, LEASE, PAUSE, SETTLING, Tokens
+from workers.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from ops.parts import Parts
     from store.pool import Pool
 
 SETUP, REFRESH = "GET /authentication/setup", "GET /authentication/token"
@@ -295,3 +297,72 @@ async def test_a_stop_does_not_wait_for_another_process_nor_begin_to_ask(ground:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert ground.asked() == []
+
+
+# ------------------------------------------------------------------------------------------------ renewed ahead of their end
+
+
+class Rounds(Upkeep):
+    """By a clock that the test sets."""
+
+    now = 0.0
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts.pool, parts.directory, parts.sessions, lambda: None, clock=lambda: self.now)  # type: ignore[arg-type,return-value]
+
+    async def round(self) -> None:
+        """And what it begins."""
+        await self.renew_tokens()
+        await asyncio.gather(*self._renewing.values())
+
+
+async def ends(ground: Ground, after: timedelta) -> None:
+    await ground.world.db.execute("UPDATE secrets SET expires_at = now() + $1 WHERE name = 'access_token'", after)
+
+
+async def somebody_needs_one(ground: Ground) -> None:
+    await (await ground.process())[0].current(BEDS24, ground.known)
+
+
+def revoke_all(ground: Ground) -> None:
+    access = ground.world.sim.account.access
+    for refresh in list(access.grants):
+        access.revoke(refresh)
+
+
+async def test_a_token_that_cannot_be_renewed_is_asked_for_more_and_more_rarely_until_its_credential_is_replaced(
+    ground: Ground,
+) -> None:
+    async with open_parts("scheduler", ground.world.settings()) as parts:
+        upkeep = Rounds(parts)
+        await somebody_needs_one(ground)
+        revoke_all(ground)
+        await ends(ground, timedelta(minutes=4))
+        tries = []
+        for upkeep.now in range(0, 300, 5):
+            before = len(ground.asked())
+            await upkeep.round()
+            if len(ground.asked()) > before:
+                tries.append(upkeep.now)
+        assert tries == [0, 10, 30, 70, 150]
+
+        await replace_refresh_token(ground)
+        await somebody_needs_one(ground)  # and has it for a day
+        await upkeep.round()
+        revoke_all(ground)
+        await ends(ground, timedelta(minutes=4))
+        before = len(ground.asked())
+        await upkeep.round()
+        assert len(ground.asked()) > before
+
+
+async def test_a_token_that_has_ended_is_left_to_who_needs_one(ground: Ground) -> None:
+    async with open_parts("scheduler", ground.world.settings()) as parts:
+        upkeep = Rounds(parts)
+        await somebody_needs_one(ground)
+        await ends(ground, -timedelta(days=3))
+        await upkeep.round()
+        assert ground.asked() == [SETUP]
+        await ends(ground, timedelta(minutes=4))
+        await upkeep.round()
+        assert ground.asked() == [SETUP, REFRESH]
