@@ -66,10 +66,6 @@ class Waiting:
     outbox: bool
     due_in: float | None
 
-    @property
-    def anything(self) -> bool:
-        return any((self.unpublished, self.due, self.expired, self.stale, self.untold, self.outbox))
-
 
 async def waiting(connection: Connection, unpublished: Look, stale: Look, untold: float) -> Waiting:
     """untold: seconds for which results are left to who made them"""
@@ -92,9 +88,13 @@ async def take_in_turn(connection: Connection, look: Look, limit: int, after: st
 async def stale(
     connection: Connection, look: Look, limit: int, after: Place | None = None
 ) -> tuple[list[Asleep], Place | None]:
-    """Rows whose wake-up may be lost, unmarked, in the order in which they were woken; and the place of the last of them."""
+    """Rows whose wake-up may be lost, unmarked, in the order in which they were woken, of `limit` that are read; and the place of
+    the last one that was read, or None after the last one that there is.
+    """
     rows = await connection.fetch(_SQL[look.name], look.grace, limit, *(after or _BEGIN))
-    return await _asleep(connection, rows), (rows[-1]["published_at"], rows[-1]["id"]) if rows else None
+    last = rows[-1] if rows and rows[-1]["n"] == limit else None
+    asleep = await _asleep(connection, [row for row in rows if row["asleep"]])
+    return asleep, None if last is None else (last["published_at"], last["id"])
 
 
 async def take_lost(connection: Connection, look: Look, ids: Sequence[UUID]) -> list[Asleep]:

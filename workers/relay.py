@@ -48,6 +48,8 @@ DUE = Look("due", 0.0)
 EXPIRED = Look("expired", 0.0)
 STALE = Look("stale", 60.0)  # longer than a healthy queue takes; a wake-up too many changes nothing
 BATCH = 500
+READ = 2_000  # stale rows in a look: a paused connection may have very many, and the other looks wait meanwhile
+READ_AGAIN = 5.0  # seconds after all of them were read, and none was found lost
 LEAST, MOST = 50, 1_000  # rows that nobody had woken, on their way at once
 LONG = 20  # messages ready, beyond what the workers hold: in such a queue a wake-up is not lost, it has not come up yet
 KNOWN = 5.0  # seconds for which a queue's length is taken as known
@@ -85,7 +87,8 @@ class Relay:
         self._rung = asyncio.Event()
         self._room = LEAST
         self._turn = ""  # the company that was the last to have its turn
-        self._passed: Place | None = None  # stale rows up to here were looked at, and some were left alone
+        self._passed: Place | None = None  # stale rows up to here were read, and there are more
+        self._read_again = 0.0  # when they are read again
         # Batch of results → refusals in a row, and when it is tried again.
         self._refused: dict[UUID, tuple[int, float]] = {}
         self._lengths: dict[str, tuple[float, bool]] = {}  # queue → when it was asked about, and whether it was long
@@ -118,17 +121,22 @@ class Relay:
             await self.wake_unpublished()
         else:
             self._room, self._turn = LEAST, ""
+        stale = waiting.stale and self._clock() >= self._read_again
         steps = (
             (waiting.due, self.wake_due),
             (waiting.expired, self.wake_expired),
-            (waiting.stale, self.wake_stale),
+            (stale, self.wake_stale),
             (waiting.untold, self.tell),
             (waiting.outbox, self.take_outbox),
         )
-        if sum([await step() for some, step in steps if some]) >= BATCH:
+        found = sum([await step() for some, step in steps if some])
+        if found >= BATCH:
             return 0.0
+        if found or waiting.unpublished or (stale and self._passed is not None):
+            return self._pause
+        # What waits and was not found has somebody who holds it, or its time: a paused connection's rows, results that are refused.
         due_in = self._idle if waiting.due_in is None else waiting.due_in
-        return self._pause if waiting.anything else min(self._idle, max(self._pause, due_in))
+        return min(self._idle, max(self._pause, due_in))
 
     async def wake_unpublished(self) -> int:
         async def take(connection: Connection) -> list[Asleep]:
@@ -152,15 +160,16 @@ class Relay:
         return len(await self._wake(EXPIRED, lambda connection: store.take(connection, EXPIRED, BATCH)))
 
     async def wake_stale(self) -> int:
-        """What a long queue still holds is left alone, and its rows unwritten: the next look goes on behind them."""
+        """What a long queue still holds is left alone, and its rows unwritten: the next look goes on behind what this one read."""
         if not self._publisher.ready:
             return 0
         async with self._pool.acquire() as connection:
-            found, last = await store.stale(connection, STALE, BATCH, self._passed)
+            found, self._passed = await store.stale(connection, STALE, READ, self._passed)
         long = await self._long({queue_of(row) for row in found})
         lost = [row.id for row in found if queue_of(row) not in long]
-        self._passed = last if len(lost) < len(found) == BATCH else None
         if not lost:
+            if self._passed is None:
+                self._read_again = self._clock() + READ_AGAIN
             return 0
         return len(await self._wake(STALE, lambda connection: store.take_lost(connection, STALE, lost)))
 

@@ -57,16 +57,24 @@ WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
 -- name: stale
--- Published after ($3, $4), and not settled within $1 seconds: the wake-up is lost, or its queue is merely long. A command that
--- waits behind its lane's head is woken by the head. Many may have one time: that of what was given back.
-SELECT w.id, w.company_id, w.connection_id, w.parent_id, w.direction, w.event_type, w.trace, w.published_at
-FROM channel_events w
-WHERE w.status = 'received' AND w.published_at < now() - make_interval(secs => $1)
-  AND w.published_at >= $3 AND (w.published_at, w.id) > ($3, $4::uuid)
-  AND lane_is_free(w.id, w.lane, w.lane_policy, w.seq)
-  AND (w.parent_id IS NULL
-       OR EXISTS (SELECT FROM connections c WHERE c.id = w.connection_id AND c.status = 'active'))
-ORDER BY w.published_at, w.id LIMIT $2
+-- The first $2 rows published after ($3, $4) and not settled within $1 seconds are read; those of them are found whose wake-up is
+-- lost, or in a queue that is merely long, and the last one in any case: the next look goes on from there. A command that waits
+-- behind its lane's head is woken by the head, and a paused connection's not at all, so of very many there may be none to find.
+-- Many may have one time: that of what was given back.
+SELECT id, company_id, connection_id, parent_id, direction, event_type, trace, published_at, asleep, n
+FROM (
+    SELECT r.*, row_number() OVER (ORDER BY published_at, id) AS n,
+        (parent_id IS NULL
+            OR EXISTS (SELECT FROM connections c WHERE c.id = r.connection_id AND c.status = 'active'))
+        AND lane_is_free(id, lane, lane_policy, seq) AS asleep
+    FROM (SELECT id, company_id, connection_id, parent_id, direction, event_type, trace, published_at, lane, lane_policy, seq
+          FROM channel_events
+          WHERE status = 'received' AND published_at < now() - make_interval(secs => $1)
+            AND published_at >= $3 AND (published_at, id) > ($3, $4::uuid)
+          ORDER BY published_at, id LIMIT $2) r
+) w
+WHERE asleep OR n = $2
+ORDER BY n
 
 -- name: lost
 -- Of these that were stale, those that nobody has settled or woken since.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aio_pika
 import asyncpg
 import pytest
 
+import workers.relay
 from adapters.registry import adapters
 from ops.parts import declared
 from schemas.event import decode
@@ -25,7 +26,7 @@ from topology.burst import Outgoing
 from topology.declared import EVENTS, inbound_queue, outbound_queue
 from topology.depth import Depths
 from topology.publisher import Publisher
-from workers.relay import BATCH, BATCHES, FIRST_REST, KNOWN, LEAST, LONG, MOST, Relay
+from workers.relay import BATCHES, FIRST_REST, KNOWN, LEAST, LONG, MOST, READ, READ_AGAIN, Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -40,6 +41,8 @@ ROWS = (
     " received_at, published_at) SELECT gen_random_uuid(), $1, 'beds24-acme', {parent}, $2, $3, gen_random_uuid(), '{{}}',"
     " now() - interval '1 hour', {published} + n * interval '1 microsecond' FROM generate_series(1, $4) n RETURNING id"
 )
+PAUSE, IDLE = 0.1, 0.5  # between the relay's rounds
+R = TypeVar("R", bound=Relay)
 LONG_AGO = "now() - interval '5 minutes'"
 
 
@@ -52,9 +55,13 @@ class Ground:
     now: float = 0.0
     asked: list[set[str]] = field(default_factory=list)
 
-    def relay(self) -> Relay:
+    def relay(self, kind: type[R] = Relay) -> R:  # type: ignore[assignment]
         directory = Directory(self.pool, None)  # type: ignore[arg-type] - these looks open nothing that is sealed
-        return Relay(self.pool, directory, self.publisher, self.depths, clock=lambda: self.now)
+        return kind(self.pool, directory, self.publisher, self.depths, clock=lambda: self.now, pause=PAUSE, idle=IDLE)
+
+    async def pause(self) -> None:
+        """The connection of all deliveries."""
+        await self.db.execute("UPDATE connections SET status = 'paused'")
 
     async def depths(self, queues: Iterable[str]) -> Mapping[str, int]:
         self.asked.append(set(queues))
@@ -126,7 +133,7 @@ async def test_a_short_queue_has_lost_what_is_so_late(ground: Ground) -> None:
 
 async def test_another_queues_rows_are_found_behind_those_of_a_long_one(ground: Ground) -> None:
     await ground.fill(LONG + 1)
-    await ground.facts("acme", 2 * BATCH, LONG_AGO)
+    await ground.facts("acme", 2 * READ, LONG_AGO)
     late = await ground.delivery("now() - interval '2 minutes'")
     relay = ground.relay()
     assert [await relay.wake_stale() for _ in range(4)] == [0, 0, 1, 0]
@@ -170,7 +177,7 @@ async def test_two_relays_at_once_wake_no_row_twice(ground: Ground) -> None:
 
 async def test_what_was_given_back_at_one_time_hides_nothing_behind_it(ground: Ground) -> None:
     await ground.fill(LONG + 1)
-    await ground.facts("acme", 2 * BATCH, LONG_AGO)
+    await ground.facts("acme", 2 * READ, LONG_AGO)
     late = await ground.delivery(LONG_AGO)
     await ground.db.execute(
         "UPDATE channel_events SET published_at = '2000-01-01Z' WHERE published_at < now() - interval '4 min'"
@@ -178,6 +185,47 @@ async def test_what_was_given_back_at_one_time_hides_nothing_behind_it(ground: G
     relay = ground.relay()
     assert sum([await relay.wake_stale() for _ in range(4)]) == 1
     assert await ground.drain(OUTBOUND) == [str(late)]
+
+
+class Counting(Relay):
+    reads = 0
+
+    async def wake_stale(self) -> int:
+        self.reads += 1
+        return await super().wake_stale()
+
+
+async def test_a_paused_connections_backlog_is_read_now_and_then_and_woken_soon_after_it_is_resumed(
+    ground: Ground,
+) -> None:
+    await ground.pause()
+    waiting = await ground.delivery(LONG_AGO)
+    relay = ground.relay(Counting)
+    assert [await relay._round() for _ in range(3)] == [IDLE] * 3
+    assert relay.reads == 1
+    await ground.db.execute("UPDATE connections SET status = 'active'")
+    ground.now += READ_AGAIN
+    assert await relay._round() == PAUSE
+    assert relay.reads == 2
+    assert await ground.drain(OUTBOUND) == [str(waiting)]
+
+
+async def test_a_backlog_is_read_in_parts_and_what_is_lost_behind_it_is_found(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.relay, "READ", 2)
+    await ground.pause()
+    for _ in range(5):
+        await ground.delivery(LONG_AGO)
+    (lost,) = await ground.facts("acme", 1, "now() - interval '2 minutes'")
+    relay = ground.relay(Counting)
+    # The third look finds the lost one, and the fourth that there are no more.
+    assert [await relay._round() for _ in range(6)] == [PAUSE] * 3 + [IDLE] * 3
+    assert relay.reads == 4
+    assert await ground.drain() == [str(lost)]
+    ground.now += READ_AGAIN
+    assert [await relay._round() for _ in range(6)] == [PAUSE] * 2 + [IDLE] * 4
+    assert relay.reads == 7
 
 
 async def test_results_that_one_listener_refuses_keep_nobody_else_waiting(ground: Ground) -> None:

@@ -228,3 +228,16 @@ async def test_a_paused_connections_deliveries_are_left_alone(database_url: str,
     await insert(database_url, "received", published_at=MINUTES_AGO)
     await db.execute("UPDATE connections SET status = 'paused'")
     assert await stale(db) == []
+
+
+async def test_a_look_reads_so_many_rows_and_says_where_it_came_to_though_it_finds_none(
+    database_url: str, db: Any
+) -> None:
+    await db.execute("UPDATE connections SET status = 'paused'")
+    for n in (9, 8, 7):
+        await insert(database_url, "received", published_at=f"now() - interval '{n} minutes'")
+    await flood(db, "acme", 1, published=MINUTES_AGO)
+    found, place = await relay.stale(db, STALE, 3)
+    assert found == []
+    (fact,), end = await relay.stale(db, STALE, 3, place)
+    assert (fact.inbound, end) == (True, None)
