@@ -104,9 +104,11 @@ WHERE e.id = due.id
 RETURNING e.id, e.company_id, e.connection_id, e.parent_id, e.direction, e.event_type, e.trace
 
 -- name: outbox
--- One scheduler at a time, for the order in which the rows were written.
+-- One scheduler at a time, for the order in which the rows were written. A row that somebody holds locked is passed over, and
+-- those behind it go first: all looks are one loop, which waits for nobody.
 SELECT id, company_id, event_type, subject, connection_id, payload::text AS payload, idempotency_key FROM outbox
-WHERE taken_at IS NULL AND (SELECT pg_try_advisory_xact_lock(7203411962)) ORDER BY created_at LIMIT $1 FOR UPDATE
+WHERE taken_at IS NULL AND (SELECT pg_try_advisory_xact_lock(7203411962)) ORDER BY created_at LIMIT $1
+FOR UPDATE SKIP LOCKED
 
 -- name: outbox_taken
 -- The event has the payload now, its personal part sealed; here it would stay readable. What was refused is its writer's.

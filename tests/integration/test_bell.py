@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -170,6 +170,29 @@ async def test_an_idle_relay_takes_a_row_when_the_bell_rings(database_url: str, 
             relay.asleep.clear()
             await db.execute(ROW)
             await until_one(db, taken, row)
+
+
+async def test_a_row_that_somebody_holds_locked_is_passed_over_and_neither_stops_the_relay_nor_keeps_it_awake(
+    database_url: str, amqp_url: str, db: Any
+) -> None:
+    held = await db.fetchval(f"{ROW} RETURNING id")
+    taken = "SELECT count(*) = 1 FROM outbox WHERE taken_at IS NOT NULL AND (id = $1) = $2"
+    async with AsyncExitStack() as resources:
+        holder = await asyncpg.connect(database_url)
+        resources.push_async_callback(holder.close)
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("SELECT FROM outbox FOR UPDATE")
+        relay = await resources.enter_async_context(running(database_url, amqp_url))
+        await resources.enter_async_context(listening(database_url, relay.ring))
+        async with asyncio.timeout(15):
+            await relay.asleep.wait()
+        await db.execute(ROW)
+        await until_one(db, taken, held, False)
+        assert not await db.fetchval(taken, held, True)
+        await transaction.rollback()
+        relay.ring()
+        await until_one(db, taken, held, True)
 
 
 async def test_many_rings_do_not_hurry_a_relay_that_has_work(database_url: str, amqp_url: str, db: Any) -> None:
