@@ -61,6 +61,7 @@ async def behind_letters(connection: Connection, ids: Sequence[UUID]) -> list[Be
                 r["event_type"],
                 r["trace"],
                 r["vendor"] if r["delivery"] else None,
+                r["connection_id"],
                 inbound=r["direction"] == "inbound",
             ),
         )

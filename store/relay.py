@@ -32,15 +32,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Asleep:
-    """A row to wake. vendor, connection_id: only of a delivery."""
+    """A row to wake. vendor: only of a delivery."""
 
     id: UUID
     company_id: str
     event_type: str
     trace: str | None
     vendor: str | None
-    connection_id: str | None = None
-    inbound: bool = False
+    connection_id: str | None
+    inbound: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import pytest
 
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
-from schemas.event import Event, encode
+from schemas.event import Event, decode, encode
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
-from topology.declared import DEAD_LETTERS, dlq
+from topology.declared import DEAD_LETTERS, dlq, outbound_queue
 from workers.decide import MAX_STARTS
 
 
@@ -102,6 +102,27 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     assert tuple(letter) == (event_id, "beds24", "poison")
     attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
     assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS + 1} times and never ended")
+
+
+async def test_a_delivery_whose_message_the_broker_gave_up_is_woken_under_its_connection(world: World) -> None:
+    """By which a worker counts what it has under way there."""
+    await world.start("scheduler")
+    event_id = await world.db.fetchval(
+        """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload,
+               status, starts, published_at)
+           VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), 'outbound', 'pms.booking.cancel', 'k', '{}', 'received', 0, now())
+           RETURNING id""",
+        COMPANY,
+        CONNECTION,
+    )
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await connection.channel()
+        dead = aio_pika.Message(encode(Event(id=str(event_id), type="pms.booking.cancel", companyid=COMPANY)))
+        await channel.default_exchange.publish(dead, dlq("beds24"))
+        outbound = await channel.get_queue(outbound_queue("beds24"), ensure=False)
+        async with outbound.iterator(timeout=10) as messages:
+            (woken,) = decode((await anext(messages)).body)
+    assert (woken.id, woken.connectionid) == (str(event_id), CONNECTION)
 
 
 async def test_what_lies_among_the_dead_letters_is_kept_whatever_it_says_of_its_deaths(world: World) -> None:
