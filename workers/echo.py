@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from schemas.entities import Reservation, Sourced
     from store.inbound import StoredState
 
-# The vendor's clock may differ from ours and its answer may come late; a person's change that says exactly what we said
-# within this time has nothing to tell either.
+# The vendor's clock may differ from ours and its answer may come late. A person's change that says exactly what we said within
+# this time is taken for an echo, too: whether the core knows it nevertheless, `tells_more` says.
 _NEAR = timedelta(minutes=2)
 _WHOLE = ("status", "check_in", "check_out", "adults", "children", "external_room_type_id")  # what a create says
 
