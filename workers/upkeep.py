@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FIRST_REST = (
-    10.0  # seconds until a token that was not renewed is asked for again; twice as long each time, until it ends
-)
+# Seconds until a token that was not renewed is asked for again; twice as long each time.
+FIRST_REST, LONGEST_REST = 10.0, 3600.0
 
 
 class Upkeep:
@@ -124,5 +123,6 @@ class Upkeep:
         except Exception as error:  # noqa: BLE001 - whoever needs the token meets the same, and ends with a reason
             told = str(error) if isinstance(error, AdapterError | SealError) else type(error).__name__
             failures, _ = self._failed.get(connection_id, (0, 0.0))
-            self._failed[connection_id] = failures + 1, self._clock() + FIRST_REST * 2.0**failures
+            rest = min(FIRST_REST * 2.0 ** min(failures, 20), LONGEST_REST)
+            self._failed[connection_id] = failures + 1, self._clock() + rest
             _log.warning("access token not renewed", extra=about(connection_id=connection_id, error=told))

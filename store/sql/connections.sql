@@ -43,10 +43,9 @@ UPDATE connections SET renewing_until = NULL WHERE id = $1
 DELETE FROM secrets WHERE connection_id = $1 AND name = ANY ($2::text[])
 
 -- name: tokens_to_renew
--- Connections whose access token ends within $1 seconds. What has ended already is asked for by whoever needs it.
+-- Connections whose access token ends within $1 seconds, or has ended: what renews it dies of a month's rest at some vendors.
 SELECT connection_id FROM secrets JOIN connections c ON c.id = connection_id
-WHERE secrets.name = 'access_token' AND expires_at BETWEEN now() AND now() + make_interval(secs => $1)
-  AND c.status = 'active'
+WHERE secrets.name = 'access_token' AND expires_at < now() + make_interval(secs => $1) AND c.status = 'active'
 
 -- name: add_company
 INSERT INTO companies (id, name, data_key) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING

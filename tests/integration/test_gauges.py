@@ -44,7 +44,7 @@ def counted() -> Counter[tuple[str, str]]:
 
 async def test_what_strangers_call_their_events_is_no_label(pool: Pool) -> None:
     metrics.DEAD_LETTERS.clear()  # of the fleets that ran in this process before
-    sessions = Sessions(adapters(), http=lambda _: None, tokens=lambda _: None)  # type: ignore[arg-type,return-value]
+    sessions = Sessions(adapters(), http=lambda _: None, tokens=lambda _: None, now=lambda: None)  # type: ignore[arg-type,return-value]
 
     async def depths() -> dict[str, int]:
         return {}

@@ -22,6 +22,7 @@ from telemetry import metrics
 from workers.decide import SOONEST
 from workers.governor import SPREAD, Call, Ended, Governor
 from workers.outcome import Defer
+from workers.sessions import Sessions
 from workers.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -506,7 +507,8 @@ async def test_open_circuits_are_listed_with_their_vendor(ground: Ground) -> Non
 
 
 async def test_the_gauge_tells_which_kind_is_held_back_and_that_it_no_longer_is(ground: Ground) -> None:
-    upkeep = Upkeep(ground.pool, None, None, None)  # type: ignore[arg-type] - it asks nothing but the database here
+    sessions = Sessions({}, http=lambda _: None, tokens=lambda _: None, now=ground.clock)  # type: ignore[arg-type,return-value]
+    upkeep = Upkeep(ground.pool, None, sessions, None)  # type: ignore[arg-type] - it asks nothing but the database here
 
     async def gauged(kind: CallKind) -> float:
         await upkeep.gauge()

@@ -356,13 +356,25 @@ async def test_a_token_that_cannot_be_renewed_is_asked_for_more_and_more_rarely_
         assert len(ground.asked()) > before
 
 
-async def test_a_token_that_has_ended_is_left_to_who_needs_one(ground: Ground) -> None:
+async def test_a_token_that_ended_while_nobody_looked_is_renewed(ground: Ground) -> None:
+    """What renews it dies at the vendor when it is not used for a month."""
+    async with open_parts("scheduler", ground.world.settings()) as parts:
+        await somebody_needs_one(ground)
+        await ends(ground, -timedelta(days=3))
+        await Rounds(parts).round()
+        assert ground.asked() == [SETUP, REFRESH]
+
+
+async def test_what_cannot_be_renewed_is_tried_once_an_hour_in_the_end(ground: Ground) -> None:
     async with open_parts("scheduler", ground.world.settings()) as parts:
         upkeep = Rounds(parts)
         await somebody_needs_one(ground)
+        revoke_all(ground)
         await ends(ground, -timedelta(days=3))
-        await upkeep.round()
-        assert ground.asked() == [SETUP]
-        await ends(ground, timedelta(minutes=4))
-        await upkeep.round()
-        assert ground.asked() == [SETUP, REFRESH]
+        tries = []
+        for upkeep.now in range(0, 17_000, 10):
+            before = len(ground.asked())
+            await upkeep.round()
+            if len(ground.asked()) > before:
+                tries.append(upkeep.now)
+        assert tries == [0, 10, 30, 70, 150, 310, 630, 1270, 2550, 5110, 8710, 12310, 15910]
