@@ -168,6 +168,7 @@ async def ask_or_execute(session: VendorSession, work: Work, command: Command, r
         found = await session.adapter.find(session, command)
         work.looked_up = True
         if found is not None:
+            work.asked = CallKind.WRITE  # what is done is a sign of life of the vendor's writes, too
             return found
         work.doubt = False  # the vendor says that it has not happened
         work.asked = CallKind.WRITE

@@ -263,9 +263,9 @@ class Ground:
         return not any(n for queue, n in (await self.waiting()).items() if queue != UNROUTABLE)
 
     async def _a_minute_passes(self) -> None:
-        """For what waits for one: a row that was woken by a scheduler that died before it published, and a lease that its worker
-        does not know of, because a network held the claim back and let it through when nobody waited for it any more. No call
-        takes so long."""
+        """For what waits for one: a row that was woken by a scheduler that died before it published, a lease that its worker
+        does not know of, because a network held the claim back and let it through when nobody waited for it any more (no call
+        takes so long), and the pause of a circuit."""
         with contextlib.suppress(*AWAY):
             await self.execute(
                 "UPDATE channel_events SET published_at = published_at - interval '1 minute'"
@@ -274,6 +274,11 @@ class Ground:
             await self.execute(
                 "UPDATE channel_events SET lease_until = lease_until - interval '2 minutes'"
                 " WHERE status = 'processing' AND lease_until < clock_timestamp() + interval '105 s'"
+            )
+            await self.execute("UPDATE call_circuits SET retry_at = retry_at - interval '1 minute'")
+            await self.execute(
+                "UPDATE channel_events SET next_attempt_at = next_attempt_at - interval '1 minute'"
+                " WHERE status = 'retrying' AND last_error LIKE 'circuit open%'"
             )
 
     async def judge(

@@ -345,7 +345,10 @@ class Load:
 
     def _fault(self, kind: FaultKind, operation: str, **more: Any) -> None:
         self.vendor_sound = False
-        self._ground.world.sim.faults.add(Fault(kind, operation=operation, **more))
+        faults = self._ground.world.sim.faults
+        # What nobody has met yet hits the next one: more would pile up while a circuit is open, and keep it so.
+        if not any(fault.kind is kind and fault.operation == operation for fault in faults.pending):
+            faults.add(Fault(kind, operation=operation, **more))
 
 
 def vendors_stay(booking: dict[str, Any]) -> Stay:
