@@ -274,7 +274,9 @@ class Load:
 
     async def _errand_token(self) -> None:
         """The vendor forgets the tokens: the next call renews. It keeps what is new, or was not used yet: a call that was
-        refused with one, and is with the next, waits for ten seconds, and the third time is a matter for a person."""
+        refused with one, and is with the next, waits for ten seconds, and the third time is a matter for a person. To forget
+        what it gave some seconds ago is not sound nevertheless: that may cost an attempt."""
+        self.vendor_sound = False
         access = self._ground.world.sim.account.access
         since = access.clock() - YOUNG
         access.tokens = {
