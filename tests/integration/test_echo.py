@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,20 +12,11 @@ import pytest
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Author, system_clock
 from simulators.core_pms import CorePms
-from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, World
 from tests.integration.test_pull import lease, pulling
 
 DATA = {"propertyId": "P1", "roomTypeId": "RT1", "checkIn": "2027-03-01", "checkOut": "2027-03-04", "adults": 2}
 TOLD = "SELECT count(*) FROM core_events WHERE event_type = 'core.reservation.upserted'"
-
-
-@pytest.fixture
-async def core(world: World) -> AsyncIterator[CorePms]:
-    await world.map("property", PROPERTY, "P1")
-    await world.map("room_type", ROOM, "RT1")
-    async with CorePms(world.amqp_url) as core:
-        await world.start()
-        yield core
 
 
 class Story:

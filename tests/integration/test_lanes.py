@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -41,12 +40,8 @@ def cli(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.fixture
-async def core(world: World) -> AsyncIterator[CorePms]:
-    await world.map("property", PROPERTY, "P1")
-    await world.map("room_type", ROOM, "RT1")
-    async with CorePms(world.amqp_url) as core:
-        await world.start("outbound", "scheduler")
-        yield core
+def processes() -> tuple[str, ...]:
+    return "outbound", "scheduler"
 
 
 def lane(booking: str) -> str:

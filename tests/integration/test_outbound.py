@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import aio_pika
 import orjson
 import pytest
 
-from adapters.beds24 import client
-from schemas.commands import AvailabilityUpdate, Merging
 from schemas.connection import Connection
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.bookings import generate
@@ -33,15 +29,6 @@ CREATE: dict[str, Any] = {
     "totalPrice": 45050,
     "currency": "EUR",
 }
-
-
-@pytest.fixture
-async def core(world: World) -> AsyncIterator[CorePms]:
-    await world.map("property", PROPERTY, "P1")
-    await world.map("room_type", ROOM, "RT1")
-    async with CorePms(world.amqp_url) as core:
-        await world.start()
-        yield core
 
 
 async def create(core: CorePms, booking: str, key: str | None = None, **changes: Any) -> None:
@@ -121,27 +108,6 @@ async def test_a_create_whose_answer_is_lost_is_looked_up_and_not_doubled(
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
     assert await world.db.fetchval("SELECT response->>'found' FROM sync_log WHERE direction = 'outbound'") == "true"
-
-
-async def test_an_outbox_row_becomes_an_availability_update(world: World, core: CorePms) -> None:
-    data = {
-        "propertyId": "P1",
-        "roomTypeId": "RT1",
-        "periods": [{"first": "2027-05-01", "last": "2027-05-03", "available": 2, "price": 12000, "minStay": 2}],
-        "currency": "EUR",
-    }
-    await world.db.execute(
-        "INSERT INTO outbox (company_id, event_type, payload, idempotency_key) VALUES ($1, $2, $3::jsonb, 'o-1')",
-        COMPANY,
-        "pms.availability.update",
-        orjson.dumps(data).decode(),
-    )
-    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
-    (call,) = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
-    assert call.body[0]["calendar"][0]["numAvail"] == 2
-    row = await world.db.fetchrow("SELECT event_id, error FROM outbox")
-    assert row["event_id"] is not None
-    assert row["error"] is None
 
 
 async def test_an_outbox_row_that_is_no_command_says_why_and_stops_no_other(world: World, core: CorePms) -> None:
@@ -543,41 +509,6 @@ async def test_a_sealed_part_that_cannot_be_opened_is_a_dead_letter_of_the_pipel
     assert "key file" in letter["error_message"]
 
 
-async def test_newer_availability_does_not_wait_for_the_next_attempt_of_an_older_one(
-    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was announced, and turned away, while the older one was being sent."""
-    called, answered = asyncio.Event(), asyncio.Event()
-    call = client._call
-
-    async def held(*args: Any, **given: Any) -> Any:
-        called.set()
-        await answered.wait()
-        return await call(*args, **given)
-
-    monkeypatch.setattr(client, "_call", held)
-    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /inventory/rooms/calendar"))
-
-    async def push(key: str, available: int) -> UUID:
-        periods = [{"first": "2027-05-01", "last": "2027-05-02", "available": available}]
-        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": periods}
-        await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
-        child = (
-            "SELECT d.id FROM channel_events d JOIN channel_events c ON c.id = d.parent_id WHERE c.idempotency_key = $1"
-        )
-        await world.until(f"SELECT EXISTS ({child})", key)
-        id_: UUID = await world.db.fetchval(child, key)
-        return id_
-
-    await push("a-1", 4)
-    await called.wait()
-    newer = await push("a-2", 3)
-    # Announced, and so turned away within moments: the mark of the announcement is written half a second after it.
-    await world.until("SELECT published_at IS NOT NULL FROM channel_events WHERE id = $1", newer)
-    answered.set()
-    await world.until("SELECT status = 'done' FROM channel_events WHERE id = $1", newer)
-
-
 async def test_a_connection_whose_secret_cannot_be_opened_fails_alone(world: World, core: CorePms) -> None:
     other = Connection("c-other", COMPANY, "beds24", "Other")
     config = {"base_url": f"{world.sim_url}/api/v2", "currency": "EUR"}
@@ -596,119 +527,3 @@ async def test_a_connection_whose_secret_cannot_be_opened_fails_alone(world: Wor
     texts = await world.db.fetchval("SELECT array_agg(DISTINCT error_message) FROM dead_letters")
     assert len(texts) == 1
     assert "webhook secret" in texts[0]
-
-
-async def test_older_availability_that_cannot_be_merged_fails_nobodys_claim(
-    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def merging(_oldest: AvailabilityUpdate) -> Merging:
-        raise OverflowError("date value out of range")
-
-    monkeypatch.setattr(AvailabilityUpdate, "merging", merging)
-    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1))
-    for n in range(3):
-        periods = [{"first": "2027-05-01", "last": "2027-05-01", "available": n}]
-        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": periods}
-        await core.publish("pms.availability.update", "RT1", COMPANY, data, f"a-{n}")
-        await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=n + 1)
-    await create(core, "B-1")
-    await world.all_settled(20)
-    assert {row["status"] for row in await world.db.fetch("SELECT status FROM channel_events")} == {
-        "done",
-        "superseded",
-    }
-    told = [call.body[0]["calendar"][0]["numAvail"] for call in world.sim.account.calls if "calendar" in call.operation]
-    assert told == [0, 1, 2]
-
-
-async def test_newer_availability_takes_what_waits_along_in_one_call(world: World, core: CorePms) -> None:
-    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
-
-    async def push(first: str, last: str, key: str, **says: int) -> None:
-        data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": first, "last": last, **says}]}
-        await core.publish("pms.availability.update", "RT1", COMPANY, data, key)
-
-    await push("2027-05-01", "2027-05-10", "a-1", available=4)
-    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
-    await push("2027-05-01", "2027-05-03", "a-2", available=3)
-    await push("2027-05-02", "2027-05-04", "a-3", available=2, minStay=2)
-    await push("2027-05-03", "2027-05-03", "a-4", available=1)
-    await world.all_settled()
-    statuses = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
-    assert [row["status"] for row in statuses] == ["done", "superseded", "superseded", "done"]
-    calls = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
-    assert len(calls) == 2
-    told = {
-        entry["from"]: (entry["to"], entry.get("numAvail"), entry.get("minStay"))
-        for entry in calls[1].body[0]["calendar"]
-    }
-    assert told == {
-        "2027-05-01": ("2027-05-01", 3, None),
-        "2027-05-02": ("2027-05-02", 2, 2),
-        "2027-05-03": ("2027-05-03", 1, 2),
-        "2027-05-04": ("2027-05-04", 2, 2),
-    }
-
-
-async def push(core: CorePms, key: str, day: int, currency: str | None = None, **says: int) -> None:
-    night = f"2027-05-{day:02d}"
-    data = {"propertyId": "P1", "roomTypeId": "RT1", "periods": [{"first": night, "last": night, **says}]}
-    await core.publish("pms.availability.update", "RT1", COMPANY, {**data, "currency": currency}, key)
-
-
-def nights_told(world: World) -> list[list[tuple[str, Any, Any]]]:
-    return [
-        [(entry["from"][-2:], entry.get("numAvail"), entry.get("price1")) for entry in call.body[0]["calendar"]]
-        for call in world.sim.account.calls
-        if call.operation == "POST /inventory/rooms/calendar"
-    ]
-
-
-async def test_a_room_that_is_mapped_anew_is_told_under_its_new_id(world: World, core: CorePms) -> None:
-    await push(core, "a-1", 1, available=1)
-    await core.wait_for(lambda e: e.type == "core.command.succeeded")
-    other = next(str(room) for room in world.sim.account.inventory.quantity if str(room) != ROOM)
-    assert await connections.remove_mapping(world.db, CONNECTION, "room_type", ROOM)
-    await world.map("room_type", other, "RT1")
-    await push(core, "a-2", 2, available=1)
-    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL AND status = 'done'", equals=2)
-    calls = [call for call in world.sim.account.calls if call.operation == "POST /inventory/rooms/calendar"]
-    assert [str(call.body[0]["roomId"]) for call in calls] == [ROOM, other]
-    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
-
-
-async def test_a_price_that_is_tried_again_does_not_reopen_a_room_that_was_closed(world: World, core: CorePms) -> None:
-    """Whether a command names a currency or not: one room, one lane."""
-    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="POST /inventory/rooms/calendar"))
-    await push(core, "a-1", 1, "EUR", available=2, price=12000)
-    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
-    await push(core, "a-2", 1, available=0)
-    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=2)
-    await world.all_settled()
-    assert nights_told(world)[1:] == [[("01", 0, 120.0)]]
-
-
-async def test_prices_in_two_currencies_go_out_one_after_the_other(world: World, core: CorePms) -> None:
-    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
-    await push(core, "a-1", 1, available=4)
-    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
-    await push(core, "a-2", 1, "EUR", available=3, price=12000)
-    await push(core, "a-3", 2, price=13000)  # in the connection's own currency, which is EUR, too
-    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=3)
-    await world.all_settled()
-    assert nights_told(world)[1:] == [[("01", 3, 120.0)], [("02", None, 130.0)]]
-
-
-async def test_what_the_vendor_refuses_keeps_nothing_back_that_waits_beside_it(world: World, core: CorePms) -> None:
-    world.sim.faults.add(Fault(FaultKind.SLOW, operation="POST /inventory/rooms/calendar", seconds=1.5))
-    await push(core, "a-1", 1, available=4)
-    await world.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
-    await push(core, "a-2", 1, available=3)
-    await push(core, "a-3", 2, "USD", available=3, price=12000)
-    await push(core, "a-4", 1, available=2)
-    await world.until("SELECT count(*) FROM channel_events WHERE parent_id IS NOT NULL", equals=4)
-    await world.all_settled()
-    statuses = await world.db.fetch("SELECT status FROM channel_events WHERE parent_id IS NOT NULL ORDER BY seq")
-    assert [row["status"] for row in statuses] == ["done", "superseded", "failed", "done"]
-    assert nights_told(world)[1:] == [[("01", 3, None)], [("01", 2, None)]]
-    assert "USD" in await world.db.fetchval("SELECT error_message FROM dead_letters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +16,7 @@ from simulators.core_pms import CorePms
 from store.dead_letters import requeue
 from store.overlay import difference, merged, paths
 from tests.cli.conftest import Cli
-from tests.fleet import COMPANY, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,12 +74,8 @@ def cli(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.fixture
-async def core(world: World) -> AsyncIterator[CorePms]:
-    await world.map("property", PROPERTY, "P1")
-    await world.map("room_type", ROOM, "RT1")
-    async with CorePms(world.amqp_url) as core:
-        await world.start("outbound", "scheduler")
-        yield core
+def processes() -> tuple[str, ...]:
+    return "outbound", "scheduler"
 
 
 async def test_an_edited_fact_is_stored_as_edited_and_stays_as_it_came(world: World, cli: Cli, tmp_path: Path) -> None:

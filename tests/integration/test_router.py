@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from schemas.event import BATCH_CONTENT_TYPE, SOURCE, Event, decode
 from schemas.ids import derived
 from simulators.core_pms import CorePms
 from store import connections, outbound
-from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
+from tests.fleet import COMPANY, CONNECTION, World
 from workers.commands import command_row
 
 CREATE = "pms.booking.create"
@@ -28,12 +28,8 @@ STAY: dict[str, Any] = {
 
 
 @pytest.fixture
-async def core(world: World) -> AsyncIterator[CorePms]:
-    await world.map("property", PROPERTY, "P1")
-    await world.map("room_type", ROOM, "RT1")
-    async with CorePms(world.amqp_url) as core:
-        await world.start("outbound", "scheduler")
-        yield core
+def processes() -> tuple[str, ...]:
+    return "outbound", "scheduler"
 
 
 def said(booking: str, type_: str = CREATE, *, data: dict[str, Any] | None = None, **attributes: Any) -> dict[str, Any]:
