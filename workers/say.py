@@ -60,24 +60,29 @@ async def say(session: VendorSession, newest: Work, older: Older, repeat: Repeat
     behind what is newer, and what was refused by itself does not go out behind it."""
     if newest.command is None:
         raise AssertionError("a claimed delivery without command has its outcome already")
-    saying = _Saying(session, newest, newest.command, older, repeat)
-    while len(waiting := await older.waiting()) > PAGE:
+    waiting = await older.waiting()
+    # Parts are settled in their order, so of an attempt that did not end only what comes first now may have been done.
+    doubt = newest.doubt or len(waiting) > PAGE or any(work.row.starts for work in waiting)
+    saying = _Saying(session, newest, newest.command, older, repeat, doubt)
+    while len(waiting) > PAGE:
         await saying.part(waiting[:PAGE])
+        waiting = await older.waiting()
     reply = await saying.part([*waiting, newest])
     if reply is None:
         raise AssertionError("the newest is said or raises")
     return reply
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Saying:
-    """command: of the newest, as it came"""
+    """command: of the newest, as it came; doubt: what comes next may have been done, alone or with others"""
 
     session: VendorSession
     newest: Work
     command: Command
     older: Older
     repeat: Repeat
+    doubt: bool
 
     async def part(self, works: Sequence[Work]) -> Reply | None:
         """In as few calls as can say it, the oldest first. None: the last of them was refused, and is not the newest."""
@@ -93,7 +98,7 @@ class _Saying:
         *others, last = works
         answer = await self._ask(last, command) if isinstance(command, Command) else command
         if isinstance(answer, Reply):
-            self.newest.doubt = False
+            self.newest.doubt = self.doubt = False
             for work in works:
                 work.outcome, work.external_id = Done(answer), answer.external_id
             if last is self.newest:
@@ -116,6 +121,7 @@ class _Saying:
             last.command = command = await self.older.resolved(command)
             all_mapped(command)
             self.newest.itself = last is self.newest
+            self.newest.doubt = self.doubt
             return await ask_or_execute(self.session, self.newest, command, self.repeat)
         except AdapterError as error:
             if error.fault not in _OF_THE_DATA:

@@ -261,8 +261,7 @@ def _again(record: Record) -> Iterator[Call]:
 
 
 def _repeats(record: Record, types: frozenset[str]) -> Iterator[str]:
-    # What a newer one took along is a state that was said anew on the way there: it asks for itself alone.
-    known = {row.key: row.type for row in record.events.values() if row.status != "superseded"}
+    known = {row.key: row.type for row in record.events.values()}
     for call in _again(record):
         if known.get(call.key) in types:
             yield f"{known[call.key]} {call.key} was called again after it had been done"

@@ -65,13 +65,17 @@ class Lane:
         return command
 
     async def execute(self, _session: Any, command: Command) -> Reply:
-        numbers = [n for p in command.data.periods for n in range(p.first.day, p.last.day + 1)]  # type: ignore[attr-defined]
+        numbers = _numbers(command)
         if self.bad.intersection(numbers):
             raise Rejected("no")
         self.done.append(numbers)
         if len(self.done) == self.dies_at:
             raise Died
         return Reply("2")
+
+    async def find(self, _session: Any, command: Command) -> Reply | None:
+        known = {number for numbers in self.done for number in numbers}
+        return Reply("2", found=True) if known.issuperset(_numbers(command)) else None
 
     async def said(self, part: Sequence[Work]) -> None:
         self.open = [work for work in self.open if work not in part]
@@ -84,6 +88,7 @@ class Lane:
     def attempt(self) -> None:
         newest = self.open[-1]
         newest.row.starts += 1
+        newest.doubt = newest.row.starts > 1
         newest.command = self.read(newest)
         session: Any = SimpleNamespace(adapter=self)
         asyncio.run(self._say(session, newest))
@@ -99,6 +104,10 @@ class Lane:
             self.open = []
 
 
+def _numbers(command: Command) -> list[int]:
+    return [n for p in command.data.periods for n in range(p.first.day, p.last.day + 1)]  # type: ignore[attr-defined]
+
+
 @settings(derandomize=True, database=None, max_examples=300)
 @given(
     st.integers(1, 14),
@@ -107,7 +116,7 @@ class Lane:
     st.sets(st.integers(1, 20), max_size=8),
     st.integers(0, 9),
 )
-def test_whatever_is_refused_and_whenever_a_worker_dies_nothing_older_is_said_behind_what_is_newer(
+def test_whatever_is_refused_and_whenever_a_worker_dies_nothing_is_said_twice_nor_older_behind_newer(
     first: int, later: int, bad: set[int], priced: set[int], dies_at: int
 ) -> None:
     lane = Lane(bad, priced, dies_at)
@@ -121,6 +130,7 @@ def test_whatever_is_refused_and_whenever_a_worker_dies_nothing_older_is_said_be
         lane.attempt()
     said = [numbers[-1] for numbers in lane.done]
     assert said == sorted(said)
+    assert len({tuple(numbers) for numbers in lane.done}) == len(lane.done)
     everybody = set(range(1, first + (later if len(lane.done) >= dies_at > 0 else 0) + 1))
     assert set(lane.refusals) == bad & everybody
     assert {number for numbers in lane.done for number in numbers} == everybody - bad
