@@ -61,7 +61,8 @@ async def say(session: VendorSession, newest: Work, older: Older, repeat: Repeat
     if newest.command is None:
         raise AssertionError("a claimed delivery without command has its outcome already")
     waiting = await older.waiting()
-    # Parts are settled in their order, so of an attempt that did not end only what comes first now may have been done.
+    # Parts are settled in their order, so of an attempt that did not end only what comes first now may have been done. Beyond a page
+    # nobody has looked whether one has begun.
     doubt = newest.doubt or len(waiting) > PAGE or any(work.row.starts for work in waiting)
     saying = _Saying(session, newest, newest.command, older, repeat, doubt)
     while len(waiting) > PAGE:
