@@ -37,9 +37,10 @@ class Known:
 class Directory:
     """A cache of connections by id.
 
-    A value older than `fresh_for` seconds is still given, while it is read again behind the caller's back; so a change
-    is seen after that time at the latest by the second look. `again` reads at once: for a signature that does not
-    fit, which may be a secret that was just rotated. Unknown ids are asked for once in `miss_for` seconds.
+    A value older than `fresh_for` seconds is still given, while it is read again behind the caller's back, and one older than
+    `good_for` is not: whoever has had nothing to do for an hour does not begin with what was true then. `again` reads at once:
+    for a signature that does not fit, which may be a secret that was just rotated. Unknown ids are asked for once in `miss_for`
+    seconds.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Directory:
         keys: KeyFile,
         *,
         fresh_for: float = 2.0,
+        good_for: float = 10.0,
         miss_for: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._keys = keys
         self._fresh_for = fresh_for
+        self._good_for = good_for
         self._miss_for = miss_for
         self._clock = clock
         self._known: dict[str, tuple[float, Known | None]] = {}
@@ -65,7 +68,7 @@ class Directory:
         return self._keys.installation
 
     async def get(self, connection_id: str) -> Known | None:
-        """raises SealError: it is not known yet, and what is sealed of it cannot be opened"""
+        """raises SealError: it is not known, or not any more, and what is sealed of it cannot be opened"""
         entry = self._known.get(connection_id)
         if entry is None:
             return await self._read(connection_id)
@@ -73,6 +76,8 @@ class Directory:
         age = self._clock() - at
         if known is None:
             return None if age < self._miss_for else await self._read(connection_id)
+        if age > self._good_for:
+            return await self._read(connection_id)
         if age > self._fresh_for:
             self._begin(connection_id)
         return known
