@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 TICKS = 10  # of uvicorn's in a second: at every tenth it sets the date
+MAX_HEAD = 64 * 1024  # bytes of a request's head, or of its trailers: uvicorn keeps any number
 
 
 class _Whole:
@@ -49,8 +50,24 @@ class _Whole:
 
 
 class _Protocol(HttpToolsProtocol):
+    _head = 0  # bytes that came since the last ones of a body, or the end of a request
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the class above it
         super().connection_made(cast("asyncio.Transport", _Whole(transport)))
+
+    def data_received(self, data: bytes) -> None:
+        self._head += len(data)
+        super().data_received(data)
+        if self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head = 0
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,6 +70,42 @@ async def test_ten_megabytes_are_too_much_declared_or_streamed(edge: World) -> N
     url = edge.url("ingress", f"/webhooks/beds24/{CONNECTION}")
     answer = await edge.http.post(url, content=drip(), headers={"content-type": "application/json"})
     await refused(edge, answer, 413, "body-too-large")
+
+
+async def sent(edge: World, *parts: bytes) -> bytes:
+    """What is answered to a request as no library of ours writes it."""
+
+    def talk() -> bytes:
+        with socket.create_connection(("127.0.0.1", edge.ports["ingress"]), timeout=10) as connection:
+            with contextlib.suppress(ConnectionError):  # it may be refused before all of it was sent
+                for part in parts:
+                    connection.sendall(part)
+            return connection.recv(65536)
+
+    return await asyncio.to_thread(talk)
+
+
+def head(*lines: bytes) -> bytes:
+    url = f"POST /webhooks/beds24/{CONNECTION} HTTP/1.1".encode()
+    return b"\r\n".join((url, b"Host: x", b"Content-Type: application/json", *lines, b"\r\n"))
+
+
+async def test_a_length_with_any_number_of_zeros_is_that_length(edge: World) -> None:
+    assert (await sent(edge, head(b"Content-Length: " + b"0" * 5000 + b"2"), b"{}")).startswith(b"HTTP/1.1 403 ")
+    answer = await sent(edge, head(b"Content-Length: " + b"0" * 5000 + b"2000000"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [head()[:-2], head()[:-2] + b"X-Long: ", head(b"Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n", b"POST /"],
+    ids=["many headers", "a long header", "many trailers", "a long path"],
+)
+async def test_a_head_that_does_not_end_is_refused(edge: World, begun: bytes) -> None:
+    more = b"X-Some: more of it\r\n" if begun.endswith(b"\n") else b"more"
+    answer = await sent(edge, begun, *[more * 1000] * 100)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert (await edge.webhook(body())).status_code == 202
 
 
 async def test_wrong_and_missing_signatures(edge: World) -> None:
