@@ -79,6 +79,7 @@ def run(process: str, settings: Settings) -> None:
     gc.set_threshold(50_000, 20, 50)
 
     async def until_told() -> None:
+        asyncio.get_running_loop().set_exception_handler(logs.of_loop)
         await PROCESSES[process](settings, stop_signal())
 
     uvloop.run(until_told())

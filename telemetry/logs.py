@@ -6,7 +6,10 @@ errors come from our own error classes, which carry neither guest data nor secre
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import orjson
 
 _FIELDS = "staybus_fields"
+_log = logging.getLogger(__name__)
 
 
 def about(**fields: Any) -> dict[str, Any]:
@@ -40,7 +44,18 @@ class JsonLines(logging.Formatter):
             error = record.exc_info[1]
             line["error_type"] = type(error).__name__
             line["stack"] = _places(error)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # what is no UTF-8, or no 64-bit number: `logging` would print the record as it is
+            return json.dumps(line, default=str, ensure_ascii=False).encode(errors="replace").decode()
+
+
+def of_loop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler. Its own words quote arguments and texts of errors, as no other line does."""
+    words = re.split(r"[<({]", context["message"])[0].strip()
+    task = context.get("task") or context.get("future")
+    name = task.get_name() if isinstance(task, asyncio.Task) else None
+    _log.error(words, exc_info=context.get("exception"), extra=about(task=name))
 
 
 def configure(process: str, level: str = "INFO") -> None:
