@@ -161,7 +161,7 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
             await consumer.start()
             stack.push_async_callback(consumer.stop)
             consumers.append(consumer)
-            recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue)
+            recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue, now=parts.now)
             tasks.append(asyncio.create_task(recorder.run(inbox), name=f"recorder {queue}"))
 
         depths = Depths(settings.amqp_url, name="staybus scheduler depths", ca_file=settings.amqp_ca_file)

@@ -499,7 +499,7 @@ class DeliveryStage:
         ended = [*done, *rest]
         for work in rest:
             if isinstance(work.outcome, Park) and work.doubt and work.itself and _replaced(work):
-                with_it, heard = await end_with(connection, work, work.outcome, now)
+                with_it, heard = await end_with(connection, work.row.id, work.known, work.outcome, now)
                 ended += with_it
                 told += heard
         return _Settled(ended, told)

@@ -30,8 +30,10 @@ from .say import PAGE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from adapters.port import Command
+    from store.directory import Known
     from store.outbound import Claimed
     from store.pool import Connection, Pool
     from store.results import Batch
@@ -134,15 +136,15 @@ async def end(connection: Connection, works: Sequence[Work], now: datetime) -> B
 
 
 async def end_with(
-    connection: Connection, newest: Work, park: Park, now: datetime
+    connection: Connection, newest: UUID, known: Known | None, park: Park, now: datetime
 ) -> tuple[list[Work], list[Batch | None]]:
     """Those that wait behind a delivery that failed and may have been done all the same, with them in it or not: going out later,
     they would put an older state back. Whether they do is for a person. returns them, and what others hear"""
-    message = f"{park.message}; it waited with the newer {newest.row.id}, of which nobody knows whether it was done"
+    message = f"{park.message}; it waited with the newer {newest}, of which nobody knows whether it was done"
     ended, told = [], []
-    while rows := await store.older_in_lane(connection, newest.row.id, PAGE):
+    while rows := await store.older_in_lane(connection, newest, PAGE):
         works = [
-            Work(replace(row, payload=""), now, newest.known, outcome=replace(park, message=message), doubt=True)
+            Work(replace(row, payload=""), now, known, outcome=replace(park, message=message), doubt=True)
             for row in rows
         ]
         told.append(await end(connection, works, now))

@@ -5,44 +5,66 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from schemas.event import Malformed, decode_each
-from schemas.vocabulary import OPEN_STATUSES, Result
+from schemas.event import decode_each
+from schemas.vocabulary import OPEN_STATUSES, Fault, Owner, Result
 from store import dead_letters as store
 from store.results import keep
+from store.seal import SealError
 from store.settle import bury
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
 from . import results
 from .decide import MAX_STARTS
-from .letters import unreadable
+from .delivery_rows import observe
+from .lane import end_with
+from .letters import stranger, unreadable
+from .outcome import Park
 from .persist import outlast
 from .relay import wake_up
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+    from uuid import UUID
 
-    from store.directory import Directory
-    from store.pool import Pool
+    from store.dead_letters import Behind
+    from store.directory import Directory, Known
+    from store.pool import Connection, Pool
     from store.relay import Asleep
     from store.results import CoreEventRow
     from store.settle import DeadLetterRow
     from topology.consumer import Consumer, Incoming
     from topology.publisher import Publisher
 
+    from .delivery_rows import Work
+
 _log = logging.getLogger(__name__)
 _OPEN = frozenset(status.value for status in OPEN_STATUSES)
+
+NOT_RECORDED = "an event that no worker could record"
 
 
 class Recorder:
     """The handler of one dead-letter queue's consumer; works through it one message at a time."""
 
-    def __init__(self, pool: Pool, directory: Directory, publisher: Publisher, consumer: Consumer, queue: str) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        directory: Directory,
+        publisher: Publisher,
+        consumer: Consumer,
+        queue: str,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
         self._pool = pool
         self._directory = directory
         self._publisher = publisher
         self._consumer = consumer
         self._queue = queue
+        self._now = now
 
     async def run(self, inbox: asyncio.Queue[Incoming]) -> None:
         """Until cancelled; what is in hand then comes back to the queue."""
@@ -54,27 +76,44 @@ class Recorder:
 
     async def _record(self, incoming: Incoming) -> list[WakeUp]:
         events, malformed = decode_each(incoming.body)
-        wakes: list[WakeUp] = []
+        routing, cipher = _routing(incoming, self._queue), self._directory.installation
         async with self._pool.acquire() as connection, connection.transaction():
             found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
-            poison = [row.id for row in found.values() if row.status in _OPEN and row.starts > MAX_STARTS]
-            letters = await store.park_poison(connection, poison)
-            await bury(connection, list(letters.values()))
-            commands = [(letter, found[id_].asleep) for id_, letter in letters.items() if not found[id_].asleep.inbound]
-            await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
-            # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
-            wakes += [wake_up(row.asleep) for row in found.values() if row.status in _OPEN and row.id not in poison]
+            left = {id_: row for id_, row in found.items() if row.status in _OPEN}
+            ended = await self._park(connection, {id_: row for id_, row in left.items() if row.starts > MAX_STARTS})
             orphans = [event for event in events if event.row_id not in found]
-            if any(event.data is not None for event in orphans):
-                malformed = [Malformed(None, incoming.body, "an event that no worker could record")]
-            routing = _routing(incoming, self._queue)
-            cipher = self._directory.installation
-            await bury(connection, [unreadable(one, self._queue, routing, cipher) for one in malformed])
-        if malformed:
-            _log.warning("dead letters without an event", extra=about(queue=self._queue, reason=malformed[0].problem))
+            letters = [unreadable(one, self._queue, routing, cipher) for one in malformed]
+            letters += [stranger(event, NOT_RECORDED, cipher) for event in orphans if not event.is_wake_up]
+            await bury(connection, letters)
+        observe(ended, self._now())
+        if letters:
+            told = about(queue=self._queue, count=len(letters), reason=letters[0].error_message)
+            _log.warning("dead letters without an event", extra=told)
         elif orphans:
             _log.warning("dead wake-ups without a row", extra=about(queue=self._queue, count=len(orphans)))
-        return wakes
+        # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
+        return [wake_up(row.asleep) for row in left.values() if row.starts <= MAX_STARTS]
+
+    async def _park(self, connection: Connection, poison: Mapping[UUID, Behind]) -> list[Work]:
+        """returns what had to end with them"""
+        letters = await store.park_poison(connection, [*poison])
+        await bury(connection, list(letters.values()))
+        commands = [(letter, poison[id_].asleep) for id_, letter in letters.items() if not poison[id_].asleep.inbound]
+        await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
+        ended = []
+        for letter, row in commands:
+            if row.vendor is not None:
+                park = Park(Fault.POISON, letter.error_message, Owner.PIPELINE, letter.error_code)
+                with_it, _ = await end_with(connection, row.id, await self._known(row), park, self._now())
+                ended += with_it
+        return ended
+
+    async def _known(self, row: Asleep) -> Known | None:
+        """Only its vendor's name is wanted."""
+        try:
+            return await self._directory.get(row.connection_id) if row.connection_id else None
+        except SealError:
+            return None
 
 
 def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:

@@ -104,6 +104,34 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS + 1} times and never ended")
 
 
+async def test_availability_that_waits_behind_a_delivery_that_the_broker_gave_up_fails_with_it(world: World) -> None:
+    """It may have been done: what is older would reopen what it closed."""
+    await world.start("scheduler")
+    older, newest = [
+        await world.db.fetchval(
+            """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,
+                   entity_internal_id, idempotency_key, payload, status, starts, lane, lane_policy, lease_until, published_at)
+               VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), 'outbound', 'pms.availability.update', 'room_type', 'RT1',
+                   $3, '{}', $3, $4, 'room_type:RT1@' || $2, 'supersede', now() + interval '1 hour', now()) RETURNING id""",
+            COMPANY,
+            CONNECTION,
+            status,
+            starts,
+        )
+        for status, starts in (("received", 0), ("processing", MAX_STARTS + 1))
+    ]
+    async with CorePms(world.amqp_url) as core:
+        async with await aio_pika.connect(world.amqp_url) as connection:
+            wake_up = aio_pika.Message(encode(Event(id=str(newest), type="pms.availability.update", companyid=COMPANY)))
+            await (await connection.channel()).default_exchange.publish(wake_up, dlq("beds24"))
+        for id_ in (older, newest):
+            told = await core.wait_for(lambda e, id_=id_: e.data.get("deliveryId") == str(id_))  # type: ignore[misc]
+            assert (told.type, told.data["fault"]) == ("core.command.failed", "poison")
+    assert await world.db.fetch("SELECT DISTINCT status FROM channel_events") == [("failed",)]
+    letters = dict(await world.db.fetch("SELECT event_id, vendor FROM dead_letters"))
+    assert letters == {older: "beds24", newest: "beds24"}
+
+
 async def test_a_delivery_whose_message_the_broker_gave_up_is_woken_under_its_connection(world: World) -> None:
     """By which a worker counts what it has under way there."""
     await world.start("scheduler")
@@ -136,6 +164,28 @@ async def test_what_lies_among_the_dead_letters_is_kept_whatever_it_says_of_its_
     letters = await world.db.fetch("SELECT operation, queue, sealed FROM dead_letters")
     assert {world.keys.installation.open_bytes(letter["sealed"]).decode() for letter in letters} == set(HOSTILE_DEATHS)
     assert {(letter["operation"], letter["queue"]) for letter in letters} == {("beds24.dlq", "beds24.dlq")}
+
+
+async def test_of_a_dead_batch_that_nobody_recorded_each_event_is_kept_whole(world: World) -> None:
+    """However large they are together."""
+    await world.start("scheduler")
+    events = [
+        {
+            "id": f"c-{n}",
+            "source": "/core",
+            "type": "pms.booking.cancel",
+            "companyid": COMPANY,
+            "data": {"reason": "x" * 60_000},
+        }
+        for n in range(3)
+    ]
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        batch = aio_pika.Message(orjson.dumps(events))
+        await (await connection.channel()).default_exchange.publish(batch, dlq("pms"))
+        await world.until("SELECT count(*) FROM dead_letters", equals=3)
+    letters = await world.db.fetch("SELECT sealed FROM dead_letters ORDER BY id")
+    kept = [orjson.loads(world.keys.installation.open_bytes(letter["sealed"])) for letter in letters]
+    assert [{name: one[name] for name in events[0]} for one in kept] == events
 
 
 async def test_of_a_dead_batch_only_what_is_malformed_is_kept_and_the_rest_is_woken(world: World) -> None:
