@@ -14,12 +14,12 @@ SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entit
            SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
            FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
 FROM channel_events e
-WHERE e.id = ANY ($1::uuid[])
+WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'inbound'
 
 -- name: start_alone
 -- Counts a start before the event runs, so that one that kills its worker is found by itself.
 UPDATE channel_events SET starts = starts + 1
-WHERE id = $1 AND status IN ('received', 'processing', 'retrying')
+WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'processing', 'retrying')
 RETURNING starts
 
 -- name: lease

@@ -17,7 +17,7 @@ from schemas.connection import Connection
 from schemas.event import Event, decode
 from simulators.bookings import deliveries, generate, truth
 from store import connections, dead_letters
-from tests.fleet import COMPANY, World
+from tests.fleet import COMPANY, CONNECTION, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, give_up, publish, with_death
 from workers import inbound as workers_inbound
 
@@ -142,6 +142,25 @@ async def test_a_fact_that_does_not_say_who_sent_it_is_kept_too(world: World, ca
     (letter,) = await world.db.fetch("SELECT error_message, sealed FROM dead_letters")
     assert "type: vendors' facts" in letter["error_message"]
     assert orjson.loads(world.keys.installation.open_bytes(letter["sealed"]))["data"] == {"id": 1}
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+async def test_a_message_for_facts_that_names_a_delivery_leaves_it_alone(world: World, came_back: bool) -> None:
+    """Whoever sends its own word of it the wrong way: the delivery is not taken for a fact, and what was sent is kept."""
+    id_ = await world.db.fetchval(
+        """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, entity_type,
+               entity_external_id, idempotency_key, payload)
+           VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), 'outbound', 'pms.booking.cancel', 'reservation', '1', 'k', '{}')
+           RETURNING id""",
+        COMPANY,
+        CONNECTION,
+    )
+    (event,) = decode(orjson.dumps({"id": str(id_), "source": "/core", "type": "beds24.booking.modified", "data": {}}))
+    async with open_parts("inbound", world.settings()) as parts:
+        stage = inbound_stage(parts)
+        await (stage.process_alone(event) if came_back else stage.process([event]))
+    assert tuple(await world.db.fetchrow("SELECT status, starts FROM channel_events")) == ("received", 0)
+    assert "vendors' facts" in await world.db.fetchval("SELECT error_message FROM dead_letters")
 
 
 async def test_two_workers_with_the_same_events_apply_and_tell_each_once(world: World) -> None:
