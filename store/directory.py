@@ -49,7 +49,7 @@ class Directory:
         keys: KeyFile,
         *,
         fresh_for: float = 2.0,
-        good_for: float = 10.0,
+        good_for: float = 30.0,
         miss_for: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -8,6 +8,7 @@ A fact that is only a hint is another matter: workers/hints.py.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -151,7 +152,8 @@ class InboundStage:
             await self._bury_strangers([event for event in events if event.row_id not in rows])
         now = self._now()
         found = [rows[id_] for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
-        known = {id_: await self._known(id_) for id_ in {row.connection_id for row in found}}
+        at = list({row.connection_id for row in found})
+        known = dict(zip(at, await asyncio.gather(*map(self._known, at)), strict=True))
         return [_work(row, known[row.connection_id], now) for row in found]
 
     async def _known(self, connection_id: str) -> Known | SealError | None:
