@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
+from hypothesis import settings
 
 from ops.stack import local
 from store import migrate
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ops.stack.local import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
+settings.register_profile("staybus", deadline=None)  # no verdict on a machine that has much else to do
+settings.load_profile("staybus")
 TEMPLATE = f"staybus_template_{secrets.token_hex(3)}"  # of this run: a given server may hold an older one
 
 

@@ -62,7 +62,6 @@ SECRET, OLD_SECRET = "current-webhook-secret", "previous-webhook-secret"
 FUZZ = settings(
     derandomize=True,
     max_examples=200,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -55,7 +55,7 @@ _TRAITS = st.builds(
 )
 
 
-@settings(derandomize=True, max_examples=400, deadline=None, database=None)
+@settings(derandomize=True, max_examples=400, database=None)
 @given(steps=st.lists(_STEP, max_size=40), traits=_TRAITS)
 def test_schedules_of_hypothesis_end_at_one_truth(steps: list[schedule.Step], traits: Traits) -> None:
     one = schedule.Schedule(tuple(steps), traits)

@@ -35,7 +35,7 @@ ITEM = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(items=st.lists(ITEM, max_size=4))
 def test_every_item_gets_an_answer(items: list[Any]) -> None:
     account = Account(clock=lambda: START)

@@ -63,7 +63,7 @@ class BrokerChannel(RuleBasedStateMachine):
         assert self.done == self.said, "everything settled is told to the broker in the end"
 
 
-BrokerChannel.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+BrokerChannel.TestCase.settings = settings(max_examples=200, stateful_step_count=60)
 TestLedger = BrokerChannel.TestCase
 
 
