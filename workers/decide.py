@@ -64,7 +64,8 @@ def decide(
         return Retry(fault, message, max(after, SOONEST) * (1 + SPREAD * random()), code)
     unsettled = isinstance(error, Unauthorized)
     again = fault in RETRIED and not (fault is Fault.UNKNOWN and repeat is Repeat.ASK)
-    if (again or unsettled) and attempt < max_attempts:
+    # The row's number is of the release that recorded it, whose policy may have allowed more.
+    if (again or unsettled) and attempt < min(max_attempts, policy.attempts):
         least = SETTLES if unsettled else 0.0
         return Retry(fault, message, max(delay(policy, attempt - 1, random), after, least), code)
     return Park(fault, message, _OWNERS[fault], code, error.place if isinstance(error, AdapterError) else None)

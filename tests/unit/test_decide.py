@@ -7,7 +7,7 @@ import pytest
 from adapters import errors
 from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
-from topology.retry import POLICIES
+from topology.retry import POLICIES, RetryPolicy
 from workers.decide import LONGEST, SETTLES, SOONEST, SPREAD, decide
 from workers.outcome import Park, Retry
 
@@ -71,6 +71,14 @@ def test_a_bug_is_ours_and_its_text_is_not_repeated() -> None:
     assert isinstance(found, Park)
     assert (found.fault, found.owner) == (Fault.BUG, Owner.PIPELINE)
     assert "Long" not in found.message
+
+
+def test_what_an_earlier_release_gave_more_attempts_ends_with_todays() -> None:
+    fewer = RetryPolicy(attempts=2, first=1)
+    found = [
+        decide(errors.Transient("x"), fewer, attempt=attempt, max_attempts=6, random=lambda: 0.0) for attempt in (1, 2, 5)
+    ]
+    assert [type(one) for one in found] == [Retry, Park, Park]
 
 
 def test_the_vendors_retry_after_raises_the_delay_and_never_lowers_it() -> None:
