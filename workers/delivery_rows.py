@@ -50,7 +50,8 @@ class Work:
     budget: Budget | None = None
     external_id: str | None = None
     # An earlier start was never answered, or its end is not known: until a look-up or an answer says otherwise, what was
-    # meant may have happened. Carried over every outcome that does not say.
+    # meant may have happened. Carried over every outcome that does not say. Of a create a look-up never says for good that
+    # it has not.
     doubt: bool = False
     until: float = inf  # by the loop's clock: all its calls end before its lease does
     # What was said last has it in it, or nothing was: of an older part alone, the vendor has heard nothing of it.

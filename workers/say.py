@@ -177,7 +177,9 @@ async def ask_or_execute(session: VendorSession, work: Work, command: Command, r
         if found is not None:
             work.asked = CallKind.WRITE  # what is done is a sign of life of the vendor's writes, too
             return found
-        work.doubt = False  # the vendor says that it has not happened
+        # The vendor says that it has not happened. What must not be done twice is asked for again before each further call all the
+        # same: the call without an answer may be under way still.
+        work.doubt = repeat is Repeat.LOOK_UP
         work.asked = CallKind.WRITE
     known = made_before(command)
     if known is not None:

@@ -12,6 +12,7 @@ import pytest
 
 from schemas.connection import Connection
 from simulators.beds24.faults import Fault, FaultKind
+from simulators.beds24.state import Author
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from store import connections, dead_letters
@@ -432,6 +433,27 @@ async def test_a_doubt_outlives_a_look_up_that_fails(world: World, core: CorePms
     assert len(world.sim.account.bookings) == 1
     calls = [call.operation for call in world.sim.account.calls if "bookings" in call.operation]
     assert calls == ["POST /bookings", "GET /bookings", "GET /bookings"]
+
+
+async def test_a_create_that_lands_after_its_look_up_is_not_done_once_more(world: World, core: CorePms) -> None:
+    """The vendor is slow: it does not show what it is doing yet, and before it has done it the second call is not sent."""
+
+    async def said(times: int) -> Any:
+        async with asyncio.timeout(20):
+            while (
+                len(calls := [call for call in world.sim.account.calls if call.operation == "POST /bookings"]) < times
+            ):
+                await asyncio.sleep(0.01)
+        return calls[0].body[0]
+
+    world.sim.faults.add(Fault(FaultKind.TIMEOUT_BEFORE_COMMIT, operation="POST /bookings", close=True))
+    await create(core, "B-16")
+    await said(1)
+    world.sim.faults.add(Fault(FaultKind.EXPIRED_TOKEN, operation="POST /bookings"))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="GET /authentication/token"))
+    world.sim.account.write_booking(await said(2), Author())
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=30)
+    assert len(world.sim.account.bookings) == 1
 
 
 async def test_a_command_without_data_is_a_dead_letter_and_not_silence(world: World, core: CorePms) -> None:

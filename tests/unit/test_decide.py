@@ -76,7 +76,8 @@ def test_a_bug_is_ours_and_its_text_is_not_repeated() -> None:
 def test_what_an_earlier_release_gave_more_attempts_ends_with_todays() -> None:
     fewer = RetryPolicy(attempts=2, first=1)
     found = [
-        decide(errors.Transient("x"), fewer, attempt=attempt, max_attempts=6, random=lambda: 0.0) for attempt in (1, 2, 5)
+        decide(errors.Transient("x"), fewer, attempt=attempt, max_attempts=6, random=lambda: 0.0)
+        for attempt in (1, 2, 5)
     ]
     assert [type(one) for one in found] == [Retry, Park, Park]
 
