@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -162,7 +163,11 @@ class Beds24:
     async def _created_before(self, session: Session, command: Command) -> Reply | None:
         params = [("apiReference", command.marker), *ALL_STATUSES]
         for booking in await _pages(session, "bookings.find", "/bookings", params):
-            if isinstance(booking, dict) and booking.get("apiReference") == command.marker and booking.get("id"):
+            if isinstance(booking, dict) and booking.get("apiReference") == command.marker:
+                if not _is_id(booking.get("id")):
+                    raise Transient(
+                        "beds24 bookings.find: the booking is there, but its id cannot be one", code="no_id"
+                    )
                 said = {name: booking.get(name) for name in ("id", "status", "modifiedTime")}
                 return Reply(external_id=str(booking["id"]), response=said, found=True)
         return None
@@ -178,7 +183,7 @@ class Beds24:
             if not value:
                 continue
             url = _base_url(connection) + path
-            response = await http.send(Request(operation, "GET", url, headers={header: value}))
+            response = _as_it_says(await http.send(Request(operation, "GET", url, headers={header: value})))
             if response.status == 200:
                 return _granted(operation, response.document, kept=header == "code")
             if response.status not in {400, 401, 403, 404} or not _is_refusal(response):
@@ -260,7 +265,7 @@ async def _call(
     for renew in (True, False):
         request = Request(operation, method, url, headers={**(headers or {}), "token": token}, params=params, json=json)
         try:
-            response = await session.http.send(request)
+            response = _as_it_says(await session.http.send(request))
         except Transient as error:
             if safe or error.code == NOT_SENT:
                 raise
@@ -274,6 +279,16 @@ async def _call(
     if 200 <= response.status < 300:
         return response
     raise _failure(operation, response, safe=safe, secret_texts=secret_texts)
+
+
+def _as_it_says(response: Response) -> Response:
+    """With the status that an error's document names, where it came with that of a success."""
+    document = response.document
+    if 200 <= response.status < 300 and isinstance(document, dict) and document.get("success") is False:
+        code = document.get("code")
+        if isinstance(code, int) and 400 <= code < 600:
+            return replace(response, status=code)
+    return response
 
 
 async def _token(session: Session, refused: str | None = None) -> str:
@@ -298,7 +313,8 @@ async def _each_page(
     for page in range(1, most + 1):
         paged = [*params, ("page", str(page))] if page > 1 else params
         document = (await _call(session, operation, "GET", path, params=paged)).document
-        if not isinstance(document, dict) or not isinstance(document.get("data"), list):
+        usable = isinstance(document, dict) and document.get("success") is not False
+        if not usable or not isinstance(document.get("data"), list):
             raise Transient(f"beds24 {operation}: an answer without a list in data", code="no_data")
         pages = document.get("pages")
         more = isinstance(pages, dict) and pages.get("nextPageExists") is True
@@ -355,9 +371,13 @@ def _created(operation: str, result: Mapping[str, Any], secret_texts: Sequence[s
     id_ = new.get("id") if isinstance(new, dict) else None
     if id_ is None:
         raise _refused(operation, result, secret_texts)
-    if isinstance(id_, bool) or not re.fullmatch(MANIFEST.external_ids[EntityType.RESERVATION], str(id_)):
+    if not _is_id(id_):
         raise Unknown(f"beds24 {operation}: new.id cannot be a booking's; it may have been done", code="no_id")
     return Reply(external_id=str(id_), response=_told(result))
+
+
+def _is_id(id_: Any) -> bool:
+    return not isinstance(id_, bool) and bool(re.fullmatch(MANIFEST.external_ids[EntityType.RESERVATION], str(id_)))
 
 
 def _refused(operation: str, result: Mapping[str, Any], secret_texts: Sequence[str]) -> Rejected | Unknown:
@@ -423,19 +443,19 @@ def _granted(operation: str, document: Any, *, kept: bool) -> Grant:
 def _budget(response: Response) -> Budget | None:
     """A 429 says that nothing is left, with or without the headers."""
     remaining = 0.0 if response.status == 429 else _number(response.headers, _REMAINING)
-    return None if remaining is None else Budget(remaining=remaining, resets_in=_resets_in(response))
+    return None if remaining is None else Budget(remaining=max(remaining, 0.0), resets_in=_resets_in(response))
 
 
 def _resets_in(response: Response) -> float:
     names = (*_RESETS_IN, "retry-after") if response.status == 429 else _RESETS_IN
     found = _number(response.headers, names)
-    return _WINDOW if found is None else min(found, _WINDOW)
+    return _WINDOW if found is None else min(max(found, 0.0), _WINDOW)
 
 
 def _number(headers: Mapping[str, str], names: Sequence[str]) -> float | None:
-    """The first of these headers that holds a number: credits are decimal ("95.9")."""
+    """The first of these headers that holds a number: credits are decimal ("95.9"), and overdrawn by the last call's cost."""
     for name in names:
-        if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text := headers.get(name, "")):
+        if re.fullmatch(r"-?\d{1,9}(\.\d{1,6})?", text := headers.get(name, "")):
             return float(text)
     return None
 

@@ -418,6 +418,51 @@ async def test_statuses(status: int, for_create: type[AdapterError], for_cancel:
         assert ("text of the vendor" in str(caught.value)) == (expected is Rejected)
 
 
+@pytest.mark.parametrize("status", [200, 201])
+@pytest.mark.parametrize(
+    ("code", "for_create", "for_cancel"),
+    [
+        (400, Rejected, Rejected),
+        (403, Misconfigured, Misconfigured),
+        (429, RateLimited, RateLimited),
+        (500, Unknown, Transient),
+    ],
+)
+async def test_an_error_that_comes_as_a_success_is_what_it_says(
+    status: int, code: int, for_create: type[AdapterError], for_cancel: type[AdapterError]
+) -> None:
+    error = {"success": False, "type": "error", "code": code, "error": "text of the vendor"}
+    for sent, expected in ((create(), for_create), (cancel(), for_cancel)):
+        with pytest.raises(AdapterError) as caught:
+            await adapter.execute(scripted(answered(error, status)), sent)
+        assert (type(caught.value), caught.value.code) == (expected, str(code))
+    with pytest.raises(for_cancel):
+        await adapter.fetch(scripted(answered(error, status)), [Hint(RESERVATION, "1")])
+
+
+async def test_a_token_that_is_refused_with_a_success_status_is_renewed() -> None:
+    no = {"success": False, "code": 401, "error": "Token is not valid"}
+    session = scripted(answered(no, 200), answered({"token": "b", "expiresIn": 1}, 200), answered([{"success": True}]))
+    session._credentials = {"refresh_token": "r"}
+    await adapter.execute(session, cancel())
+    assert session.renewed == 1
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"success": False, "data": []},
+        {"success": False, "code": "many", "data": []},
+        {"success": True, "data": [{"apiReference": "staybus:1", "id": None}]},
+        {"success": True, "data": [{"apiReference": "staybus:1", "id": True}]},
+    ],
+)
+async def test_a_look_up_that_says_neither_yes_nor_no_is_made_again(document: Any) -> None:
+    """Taken for a no, the booking would be made once more."""
+    with pytest.raises(Transient):
+        await adapter.find(scripted(answered(document, 200)), create())
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 403, 404, 405, 413, 422])
 @pytest.mark.parametrize("document", [None, [], "no", {"error": "no route"}, {"success": True}])
 async def test_what_is_not_the_apis_own_word_is_no_refusal(status: int, document: Any) -> None:
@@ -451,6 +496,14 @@ async def test_credit_headers_are_read_under_the_specifications_names_too() -> N
     for _ in range(3):
         await adapter.execute(session, cancel())
     assert session.budgets == [Budget(12.5, 44.0), Budget(3.0, 300.0)]
+
+
+async def test_credits_that_are_overdrawn_are_used_up() -> None:
+    session = scripted(
+        answered([{"success": True}], x_five_min_limit_remaining="-1.1", x_five_min_limit_resets_in="-2")
+    )
+    await adapter.execute(session, cancel())
+    assert session.budgets == [Budget(0.0, 0.0)]
 
 
 async def test_a_429_without_headers_waits_a_whole_window() -> None:
@@ -518,8 +571,9 @@ async def test_a_grant_that_cannot_be_read_is_tried_again(document: Any) -> None
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 async def test_a_grant_that_the_api_refuses_is_misconfigured(status: int) -> None:
     no = {"success": False, "type": "error", "code": status, "error": "no"}
-    with pytest.raises(Misconfigured, match="refresh_token was refused"):
-        await adapter.grant(Script(answered(no, status)), connection(), {"refresh_token": "r"})
+    for with_status in (status, 200):
+        with pytest.raises(Misconfigured, match="refresh_token was refused"):
+            await adapter.grant(Script(answered(no, with_status)), connection(), {"refresh_token": "r"})
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, RateLimited), (500, Transient)])
