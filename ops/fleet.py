@@ -42,6 +42,7 @@ from workers.recorder import Recorder
 from workers.relay import Relay
 from workers.retention import Retention
 from workers.router import RouterStage
+from workers.strays import Strays
 from workers.takeover import Takeover
 from workers.turns import Turns
 from workers.upkeep import Upkeep
@@ -129,11 +130,11 @@ async def outbound(settings: Settings, stop: asyncio.Event) -> None:
             now=parts.now,
         )
         await consume(ROUTER_QUEUE, router, 1)  # one at a time: commands about one entity keep their order
-        turns = Turns()
+        turns, strays = Turns(), Strays(parts.pool, worker=parts.worker)
         for vendor, adapter in parts.adapters.items():
             if adapter.manifest.commands or adapter.manifest.actions:
-                await consume(outbound_queue(vendor), delivery_stage(parts, adapter, turns), DELIVERIES)
-        await stop.wait()
+                await consume(outbound_queue(vendor), delivery_stage(parts, adapter, turns, strays), DELIVERIES)
+        await _watch([asyncio.create_task(strays.run(), name="strays")], stop)
 
 
 async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
@@ -237,7 +238,7 @@ def inbound_stage(parts: Parts) -> InboundStage:
     )
 
 
-def delivery_stage(parts: Parts, adapter: Adapter, turns: Turns) -> DeliveryStage:
+def delivery_stage(parts: Parts, adapter: Adapter, turns: Turns, strays: Strays) -> DeliveryStage:
     return DeliveryStage(
         parts.pool,
         parts.directory,
@@ -251,6 +252,7 @@ def delivery_stage(parts: Parts, adapter: Adapter, turns: Turns) -> DeliveryStag
         random=parts.random,
         now=parts.now,
         turns=turns,
+        strays=strays,
         calls_at_once=adapter.manifest.calls_at_once,
     )
 

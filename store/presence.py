@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .outbound import wake_waiting
@@ -9,10 +10,19 @@ from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from .pool import Connection
 
 _LOCK = "hashtextextended($1, 7203411961)"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Of a delivery."""
+
+    id: UUID
+    token: UUID
 
 
 class Presence(Session):
@@ -62,3 +72,28 @@ async def end_leases(connection: Connection, worker: str) -> int:
         worker,
     )
     return len(rows) + len(renewals)
+
+
+async def leases(connection: Connection, worker: str) -> list[Lease]:
+    """The deliveries that this worker has."""
+    rows = await connection.fetch(
+        "SELECT id, lease_token FROM channel_events WHERE status = 'processing' AND worker = $1 AND parent_id IS NOT NULL"
+        " AND lease_until > clock_timestamp()",
+        worker,
+    )
+    return [Lease(row["id"], row["lease_token"]) for row in rows]
+
+
+async def end_strays(connection: Connection, strays: Sequence[Lease]) -> int:
+    """Those of them that are held still end now, and what waits beside them is woken, as in `end_leases`. returns how many"""
+    if not strays:
+        return 0
+    rows = await connection.fetch(
+        "UPDATE channel_events e SET lease_until = clock_timestamp()"
+        " FROM unnest($1::uuid[], $2::uuid[]) AS g (id, token)"
+        " WHERE e.id = g.id AND e.lease_token = g.token AND e.status = 'processing' RETURNING e.connection_id",
+        [stray.id for stray in strays],
+        [stray.token for stray in strays],
+    )
+    await wake_waiting(connection, sorted({row["connection_id"] for row in rows}))
+    return len(rows)

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
     from .governor import Governor
     from .sessions import Sessions
+    from .strays import Strays
     from .tell import Teller
     from .turns import Turns
 
@@ -103,11 +104,12 @@ class DeliveryStage:
         worker: str,
         random: Callable[[], float],
         turns: Turns,
+        strays: Strays,
         calls_at_once: int,
         most: int = 256,
         now: Callable[[], datetime],
     ) -> None:
-        """turns: of all deliveries of the process"""
+        """turns, strays: of all deliveries of the process"""
         self._pool = pool
         self._directory = directory
         self._sessions = sessions
@@ -120,6 +122,7 @@ class DeliveryStage:
         self._random = random
         self._now = now
         self._turns = turns
+        self._strays = strays
         self._window = Window(calls_at_once)
         self._room = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,6 +183,7 @@ class DeliveryStage:
         work: Work | None = None
         turn = AsyncExitStack()
         await self._room.acquire()
+        self._strays.take(id_)
         try:
             # A claim is counted, so it has its turn before.
             await turn.enter_async_context(self._turns.together())
@@ -187,7 +191,7 @@ class DeliveryStage:
         finally:
             if work is None:  # settled, not due, not its lane's turn, or another's: each is woken in its time
                 await turn.aclose()
-                self._leave(connection_id)
+                self._leave(id_, connection_id)
         if work is not None:
             self._spawn(self._carry_out(work, connection_id, turn))
 
@@ -204,7 +208,7 @@ class DeliveryStage:
                     work.outcome = await self._perform(work)
                 await asyncio.shield(self._settles.submit(work))
         finally:
-            self._leave(connection_id)
+            self._leave(work.row.id, connection_id)
 
     def _put_off(self, work: Work) -> None:
         """Beside the one that is alone, or waits to be, it would be counted and parked with it."""
@@ -213,7 +217,8 @@ class DeliveryStage:
         if work.call is not None:
             self._governor.ended(work.call)
 
-    def _leave(self, connection_id: str | None) -> None:
+    def _leave(self, id_: UUID, connection_id: str | None) -> None:
+        self._strays.leave(id_)
         self._room.release()
         free = self._window.leave(connection_id)
         if free and connection_id is not None and not self._stopping:
@@ -243,7 +248,7 @@ class DeliveryStage:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A hole in the stage. The row's lease runs out, its starts are counted, in the end it is parked as poison.
+            # A hole in the stage. The row's lease is a stray's, its starts are counted, in the end it is parked as poison.
             _log.error("delivery failed", exc_info=error)
 
     # ------------------------------------------------------------------ begin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import aio_pika
 import orjson
@@ -15,7 +16,7 @@ from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Author
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
-from store import connections, dead_letters
+from store import connections, dead_letters, outbound
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import ODD, publish
 from topology.declared import EVENTS
@@ -454,6 +455,18 @@ async def test_a_create_that_lands_after_its_look_up_is_not_done_once_more(world
     world.sim.account.write_booking(await said(2), Author())
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=30)
     assert len(world.sim.account.bookings) == 1
+
+
+async def test_a_claim_that_a_network_held_back_holds_nothing_for_long(world: World, core: CorePms) -> None:
+    """It comes through when its worker has given it up: the lease is the worker's, and nobody in it knows of it."""
+    world.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation="POST /bookings", seconds=60))
+    await create(core, "B-17")
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying'", equals=1)
+    row = await world.db.fetchrow("SELECT id, worker FROM channel_events WHERE status = 'retrying'")
+    async with world.db.transaction():
+        await world.db.execute("UPDATE channel_events SET next_attempt_at = NULL WHERE id = $1", row["id"])
+        assert await outbound.claim(world.db, [row["id"]], row["worker"], 120, uuid4())
+    await world.until("SELECT error_class = 'unknown' FROM channel_events WHERE id = $1", row["id"], timeout=30)
 
 
 async def test_a_command_without_data_is_a_dead_letter_and_not_silence(world: World, core: CorePms) -> None:

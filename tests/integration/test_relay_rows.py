@@ -34,9 +34,9 @@ async def insert(url: str, status: str, **columns: Any) -> uuid.UUID:
 
 
 async def insert_delivery(url: str, *, worker: str, lease: float) -> uuid.UUID:
-    return await insert(
-        url, "processing", worker=f"'{worker}'", lease_until=f"now() + interval '{lease} seconds'", attempts=1, starts=1
-    )
+    until = f"now() + interval '{lease} seconds'"
+    who = {"worker": f"'{worker}'", "lease_token": "gen_random_uuid()"}
+    return await insert(url, "processing", lease_until=until, attempts=1, starts=1, **who)
 
 
 async def flood(db: Any, company: str, count: int, *, direction: str = "inbound", published: str = "NULL") -> None:

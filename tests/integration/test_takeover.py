@@ -11,6 +11,7 @@ from store import connections
 from store.pool import open_pool
 from store.presence import Presence
 from tests.integration.test_relay_rows import insert_delivery
+from workers.strays import Strays
 from workers.takeover import Takeover
 
 
@@ -120,3 +121,20 @@ async def test_the_lock_is_taken_again_after_the_session_was_cut(database_url: s
     assert await Takeover(pool).look() == 0
     await presence.stop()
     await owner.close()
+
+
+async def test_a_lease_of_ours_that_nobody_knows_of_ends_and_no_other(database_url: str, pool) -> None:
+    """In hand is what somebody has, however often it was asked for in vain beside him."""
+    strays = Strays(pool, worker="ours")
+    had = await insert_delivery(database_url, worker="ours", lease=120)
+    stray = await insert_delivery(database_url, worker="ours", lease=120)
+    await insert_delivery(database_url, worker="other", lease=120)
+    strays.take(had)
+    strays.take(had)
+    strays.leave(had)
+    assert await strays.look() == 1
+    assert await leases(database_url) == 2
+    assert await pool.fetchval("SELECT lease_until <= clock_timestamp() FROM channel_events WHERE id = $1", stray)
+    assert await strays.look() == 0
+    strays.leave(had)
+    assert await strays.look() == 1
