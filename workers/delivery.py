@@ -231,10 +231,14 @@ class DeliveryStage:
             async with self._pool.acquire() as connection:
                 return await store.waiting(connection, connection_id, free)
 
-        found = await outlast(look)
+        try:
+            found = await outlast(look)
+        except Exception:  # noqa: BLE001 - a hole in the look must not close the connection's window for good
+            _log.exception("what waits cannot be read", extra=about(connection_id=connection_id))
+            found = []
         if self._stopping:
             return
-        entered = [id_ for id_ in found if self._window.enter(connection_id)]
+        entered = [id_ for id_ in found if self._window.enter_found(connection_id)]
         more = self._window.topped_up(connection_id, exhausted=len(found) < free)
         if more:
             self._spawn(self._top_up(connection_id, more))

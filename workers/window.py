@@ -12,7 +12,8 @@ class Window:
     """`most` of each name.
 
     The caller lets in with `enter` and says `leave` for each that it let in. Where `leave` asks for it, it looks for so many
-    in the table, lets in those that it finds, and then says `topped_up`, which may ask for another look.
+    in the table, lets in those that it finds with `enter_found`, and then says `topped_up`, which may ask for another look. Until
+    a look has found all that wait, who comes waits with them: the table knows who of them is next.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,9 +28,15 @@ class Window:
         return sorted(self._behind | self._looking)
 
     def enter(self, name: str | None) -> bool:
-        """Whether there is room; None is not counted."""
+        """Whether there is room, and nobody waits for it already; None is not counted."""
         if name is None:
             return True
+        if name in self._behind or name in self._looking:
+            self._behind.add(name)
+            return False
+        return self.enter_found(name)
+
+    def enter_found(self, name: str) -> bool:
         if self._inside[name] >= self._most:
             self._behind.add(name)
             return False

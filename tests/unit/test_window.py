@@ -21,7 +21,7 @@ def test_what_is_beyond_waits_until_the_window_is_half_empty() -> None:
     assert window.leave("a") == 0  # three are inside
     assert window.leave("a") == 2
     assert window.leave("a") == 0  # a look is under way
-    assert window.enter("a")
+    assert window.enter_found("a")
     assert window.topped_up("a", exhausted=True) == 0
 
 
@@ -41,6 +41,21 @@ def test_one_that_is_full_turns_away_nobody_elses() -> None:
     assert window.behind == ["a"]
 
 
+def test_who_waits_is_not_passed_by_those_who_come_later() -> None:
+    """However many come: each would take the room of the one that has just left, and the table would never be asked."""
+    window = Window(4)
+    fill(window, "a", 4)
+    assert not window.enter("a")
+    looks = []
+    for _ in range(4):
+        looks.append(window.leave("a"))
+        assert not window.enter("a")
+    assert looks == [0, 2, 0, 0]
+    assert window.topped_up("a", exhausted=False) == 4
+    assert window.topped_up("a", exhausted=True) == 0
+    assert window.enter("a")
+
+
 def test_what_has_no_name_is_not_counted() -> None:
     window = Window(1)
     assert all(window.enter(None) for _ in range(3))
@@ -52,7 +67,7 @@ def test_a_look_that_did_not_find_all_is_followed_by_another() -> None:
     fill(window, "a", 2)
     window.enter("a")
     assert window.leave("a") == 1
-    assert window.enter("a")
+    assert window.enter_found("a")
     assert window.topped_up("a", exhausted=False) == 0  # full: the next to leave tells
     assert window.leave("a") == 1
 
@@ -63,12 +78,12 @@ def test_who_is_turned_away_during_a_look_is_looked_for_though_all_others_have_l
     fill(window, "a", 2)
     assert not window.enter("a")
     assert window.leave("a") == 1  # the look begins
-    assert window.enter("a")
+    assert window.enter_found("a")
     assert not window.enter("a")  # came later than the look
     assert window.leave("a") == 0
     assert window.leave("a") == 0
     assert window.topped_up("a", exhausted=True) == 2
-    assert window.enter("a")
+    assert window.enter_found("a")
     assert window.topped_up("a", exhausted=True) == 0
 
 
@@ -110,7 +125,7 @@ class Table:
 
     def answer(self) -> None:
         name, free, found = self.looks.pop(self.rng.randrange(len(self.looks)))
-        entered = [number for number in found if self.window.enter(name)]
+        entered = [number for number in found if self.window.enter_found(name)]
         self.look(name, self.window.topped_up(name, exhausted=len(found) < free))
         for number in entered:
             self.begin(name, number)
