@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from adapters.port import Repeat
+from adapters.transport import NOT_SENT
 from schemas.vocabulary import CallKind, Fault
 from store import limits
 
@@ -237,13 +238,14 @@ def uncounted(call: Call, outcome: Outcome, now: datetime, repeat: Repeat = Repe
     """A probe that failed is no attempt, nor is a call that the vendor refused for its rate limit: it did nothing, and others
     may have used the units. What waits for the circuit is told its time when it comes back.
 
-    repeat   of the command: one of which only a person can tell whether it was done is not done again for being a probe
+    repeat   of the command: one of which only a person can tell whether it was done is not done again for being a probe,
+             unless it was surely not sent
     """
     match outcome:
-        case Park(fault=Fault.UNKNOWN) if repeat is Repeat.ASK:
-            return outcome
         case Retry(fault=Fault.RATE_LIMITED, message=message, after=after):
             return Defer(now + timedelta(seconds=after), message)
+        case Retry(code=code) | Park(code=code) if repeat is Repeat.ASK and code != NOT_SENT:
+            return outcome
         case Retry(fault=fault, message=message) | Park(fault=fault, message=message) if (
             call.probes and fault in UNANSWERED
         ):

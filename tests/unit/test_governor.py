@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from adapters.port import Effects, RateLimit, Repeat
+from adapters.transport import NOT_SENT
 from schemas.connection import Connection
 from schemas.vocabulary import CallKind, Fault, Owner
 from store import limits
@@ -76,7 +77,9 @@ def test_what_only_a_person_can_repeat_is_not_repeated_for_having_been_a_probe()
     """Put off and uncounted it would look like a first attempt, and be done a second time."""
     parked = Park(Fault.UNKNOWN, "no answer", Owner.PIPELINE)
     assert uncounted(call(probe=True), parked, NOW, Repeat.ASK) is parked
-    not_sent = Park(Fault.TRANSIENT, "not sent", Owner.PIPELINE)
+    retried = Retry(Fault.TRANSIENT, "503 without JSON", 1.0, "http_503")
+    assert uncounted(call(probe=True), retried, NOW, Repeat.ASK) is retried
+    not_sent = Park(Fault.TRANSIENT, "not sent", Owner.PIPELINE, NOT_SENT)
     assert isinstance(uncounted(call(probe=True), not_sent, NOW, Repeat.ASK), Defer)
     assert isinstance(uncounted(call(probe=True), parked, NOW, Repeat.LOOK_UP), Defer)
 
