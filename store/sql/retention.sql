@@ -6,16 +6,19 @@
 -- Of the next $3 rows in order of recording after $4: families that may go, each a fact, or a command with all of its
 -- deliveries. A delivery whose command stands goes with it and not before: a requeued command would deliver it anew.
 -- A family stays while one of it is open, finished less than $1 seconds ago, has a dead letter that is open or was closed
--- less than $2 seconds ago, or is of a lane in which something else is open or has failed.
+-- less than $2 seconds ago, or is of a lane in which something else is open or has failed. And while something older that it
+-- overtook may be requeued: a delivery of its lane that was given up, a command about the same entity that was never routed.
 -- Scalar subqueries on purpose: run row by row, by index. An EXISTS may be planned as a hash of all there is.
 WITH page AS (
-    SELECT id, seq, parent_id, direction, status, lane, received_at, processed_at
+    SELECT id, seq, company_id, parent_id, direction, entity_type, entity_internal_id, status, lane, received_at, processed_at
     FROM channel_events WHERE seq > $4 ORDER BY seq LIMIT $3
 ), member AS (
-    SELECT p.id AS root, p.id, p.status, p.lane, p.processed_at FROM page p
-    WHERE p.parent_id IS NULL OR (SELECT c.id FROM channel_events c WHERE c.id = p.parent_id) IS NULL
+    SELECT p.id AS root, p.id, p.seq, p.company_id, p.parent_id, p.entity_type, p.entity_internal_id, p.status, p.lane,
+           p.processed_at
+    FROM page p WHERE p.parent_id IS NULL OR (SELECT c.id FROM channel_events c WHERE c.id = p.parent_id) IS NULL
     UNION ALL
-    SELECT p.id, d.id, d.status, d.lane, d.processed_at FROM page p JOIN channel_events d ON d.parent_id = p.id
+    SELECT p.id, d.id, d.seq, d.company_id, d.parent_id, d.entity_type, d.entity_internal_id, d.status, d.lane, d.processed_at
+    FROM page p JOIN channel_events d ON d.parent_id = p.id
     WHERE p.direction = 'outbound'
 ), family AS (
     SELECT array_agg(m.id) AS ids FROM member m
@@ -28,7 +31,14 @@ WITH page AS (
              LIMIT 1) IS NULL
         AND (m.lane IS NULL
              OR (SELECT h.id FROM channel_events h WHERE h.lane = m.lane AND h.id <> m.id
-                 AND h.status IN ('received', 'processing', 'retrying', 'failed') LIMIT 1) IS NULL))
+                 AND h.status IN ('received', 'processing', 'retrying', 'failed') LIMIT 1) IS NULL
+             AND (SELECT h.id FROM channel_events h WHERE h.lane = m.lane AND h.seq < m.seq
+                  AND h.status = 'abandoned' LIMIT 1) IS NULL)
+        AND (m.parent_id IS NOT NULL
+             OR (SELECT h.id FROM channel_events h
+                 WHERE h.company_id = m.company_id AND h.entity_internal_id = m.entity_internal_id AND h.seq < m.seq
+                   AND h.direction = 'outbound' AND h.parent_id IS NULL AND h.status IN ('failed', 'abandoned')
+                   AND h.entity_type = m.entity_type LIMIT 1) IS NULL))
 )
 SELECT ids, NULL::bigint AS after FROM family
 UNION ALL

@@ -15,6 +15,7 @@ import pytest
 
 from ops.settings import SettingsError, load
 from schemas.ids import uuid7
+from store import dead_letters
 from store import retention as store
 from store.pool import open_pool
 from store.retention import Keep
@@ -56,8 +57,14 @@ class Rows:
     ) -> uuid.UUID:
         return await self.event(status, age, parent_id=command, direction="outbound", **columns)
 
-    async def command(self, status: str = "done", age: timedelta = OLD) -> uuid.UUID:
-        return await self.event(status, age, direction="outbound", connection_id=None)
+    async def command(self, status: str = "done", age: timedelta = OLD, **columns: Any) -> uuid.UUID:
+        return await self.event(status, age, direction="outbound", connection_id=None, **columns)
+
+    async def connection(self, id_: str) -> None:
+        await self.db.execute("INSERT INTO companies (id, name, data_key) VALUES ('acme', 'Acme', '')")
+        await self.db.execute(
+            "INSERT INTO connections (id, company_id, vendor, name) VALUES ($1, 'acme', 'v', 'n')", id_
+        )
 
     async def letter(self, event: uuid.UUID | None, status: str, closed: timedelta | None = None) -> uuid.UUID:
         id_ = uuid7()
@@ -179,6 +186,46 @@ async def test_the_past_of_a_lane_stays_while_something_of_it_is_open(rows: Rows
     await rows.db.execute("UPDATE channel_events SET status = 'done', processed_at = now() WHERE id = $1", head)
     await sweep(pool)
     assert await rows.left() == {head}
+
+
+async def test_what_was_sent_after_a_delivery_that_was_given_up_stays_as_long_as_that_may_be_requeued(
+    rows: Rows, pool: Any
+) -> None:
+    """Its row alone tells that the older state would be put back."""
+    lane = "availability:R@c"
+    given_up = await rows.delivery(uuid7(), "abandoned", lane=lane, lane_policy="supersede")
+    letter = await rows.letter(given_up, "abandoned", LATELY)
+    newer = await rows.delivery(uuid7(), lane=lane, lane_policy="supersede")
+    await sweep(pool)
+    assert await rows.left() == {given_up, newer}
+    assert await dead_letters.overtaken(rows.db, [given_up]) == {given_up}
+    await rows.db.execute("UPDATE dead_letters SET resolved_at = now() - $2::interval WHERE id = $1", letter, OLD)
+    await sweep(pool)
+    await sweep(pool)
+    assert await rows.left() == set()
+
+
+@pytest.mark.parametrize(("status", "letter"), [("failed", "pending"), ("abandoned", "abandoned")])
+async def test_what_was_commanded_after_a_parked_command_stays_as_long_as_that_may_be_requeued(
+    rows: Rows, pool: Any, status: str, letter: str
+) -> None:
+    await rows.connection("c")
+    about = {"entity_type": "availability", "entity_internal_id": "R"}
+    parked = await rows.command(status, **about)
+    kept = await rows.letter(parked, letter, LATELY if letter == "abandoned" else None)
+    newer = await rows.command(**about)
+    delivery = await rows.delivery(newer, lane="availability:R@c", lane_policy="supersede", **about)
+    another = await rows.command(**about | {"entity_internal_id": "S"})
+    await sweep(pool)
+    assert await rows.left() == {parked, newer, delivery}
+    assert another not in await rows.left()
+    assert await dead_letters.overtaken(rows.db, [parked]) == {parked}
+    await rows.db.execute(
+        "UPDATE dead_letters SET status = 'abandoned', resolved_at = now() - $2::interval WHERE id = $1", kept, OLD
+    )
+    await sweep(pool)
+    await sweep(pool)
+    assert await rows.left() == set()
 
 
 async def test_a_failed_one_that_is_alone_in_its_lane_goes(rows: Rows, pool: Any) -> None:
