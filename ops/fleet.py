@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+LAST_WORD = 10.0  # seconds of a stop, beyond its grace, to settle what was done and to say goodbye
+ANSWER = 2.0  # seconds that the database has for the question whether it is there
 NOT_CONSUMING = 60.0  # seconds without consuming after which a worker calls itself dead
 LINGER = 0.003  # seconds; a batch costs about 2 ms of CPU, whatever is in it
 DELIVERIES = 4  # batches of one vendor's deliveries that are leased at once
@@ -81,7 +83,7 @@ def run(process: str, settings: Settings) -> None:
 
     async def until_told() -> None:
         asyncio.get_running_loop().set_exception_handler(logs.of_loop)
-        await PROCESSES[process](settings, stop_signal())
+        await PROCESSES[process](settings, stop_signal(settings.grace + LAST_WORD))
 
     uvloop.run(until_told())
 
@@ -357,28 +359,33 @@ async def _check_topology(parts: Parts) -> None:
 
 
 def _readiness(parts: Parts) -> Callable[[], Awaitable[dict[str, bool]]]:
+    asked: asyncio.Future[list[object]] | None = None  # one question at a time: who is silent is not asked for more
+
+    async def database() -> bool:
+        nonlocal asked
+        if asked is None or asked.done():
+            asked = asyncio.gather(parts.pool.fetchval("SELECT 1"), return_exceptions=True)
+        await asyncio.wait({asked}, timeout=ANSWER)  # and not ended here: its session would wait for that, too
+        return asked.done() and asked.result() == [1]
+
     async def ready() -> dict[str, bool]:
-        try:
-            async with asyncio.timeout(2):
-                await parts.pool.fetchval("SELECT 1")
-            database = True
-        except Exception:  # noqa: BLE001 - whatever it is, the answer is no
-            database = False
-        return {"database": database, "broker": parts.publisher.ready}
+        return {"database": await database(), "broker": parts.publisher.ready}
 
     return ready
 
 
 def _liveness(consumers: list[Consumer]) -> Callable[[], bool]:
-    """Alive is who consumes; a short loss (a broker's restart) is no death."""
-    since = time.monotonic()
+    """Alive is who consumes; a short loss (a broker's restart) is no death, however long ago somebody asked before it."""
+    missed: float | None = None  # the first look of those that found one not consuming
 
     def alive() -> bool:
-        nonlocal since
+        nonlocal missed
         for consumer in consumers:
             metrics.CONSUMING.labels(consumer.queue).set(consumer.consuming)
         if all(consumer.consuming for consumer in consumers):
-            since = time.monotonic()
-        return time.monotonic() - since < NOT_CONSUMING
+            missed = None
+        elif missed is None:
+            missed = time.monotonic()
+        return missed is None or time.monotonic() - missed < NOT_CONSUMING
 
     return alive

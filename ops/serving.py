@@ -133,8 +133,10 @@ async def serving(app: ASGIApp, host: str, port: int, *, grace: float = 10.0) ->
             await task
 
 
-def stop_signal() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+def stop_signal(within: float) -> asyncio.Event:
+    """Set by SIGTERM or SIGINT; a second one ends the process at once, and so does an alarm after so many seconds: a database or
+    broker that fell silent is waited for by whoever uses it, and each step of theirs may be the last.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -143,6 +145,7 @@ def stop_signal() -> asyncio.Event:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         stop.set()
+        signal.setitimer(signal.ITIMER_REAL, within)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
