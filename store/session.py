@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Own = asyncpg.Connection[asyncpg.Record]
 
 ANSWER = 5.0  # seconds
+OPENING = 10.0  # seconds for a new session, what is begun on it included
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +52,15 @@ class Session(ABC):
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _open(self) -> Own:
-        connection = await asyncpg.connect(self._url, server_settings={"application_name": self._name})
-        lost = self._lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
-        try:
-            await self.begin(connection)
-        except BaseException:
-            connection.terminate()
-            raise
+        async with asyncio.timeout(OPENING):
+            connection = await asyncpg.connect(self._url, server_settings={"application_name": self._name})
+            lost = self._lost = asyncio.Event()
+            connection.add_termination_listener(lambda _: lost.set())
+            try:
+                await self.begin(connection)
+            except BaseException:
+                connection.terminate()
+                raise
         return connection
 
     async def _keep(self, connection: Own) -> None:

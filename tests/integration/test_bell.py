@@ -24,6 +24,8 @@ from workers.relay import Relay
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from store.pool import Connection
+
 LONG = 3600.0  # seconds; whatever waits so long fails the test
 ROW = "INSERT INTO outbox (company_id, event_type, payload) VALUES ('nobody', 'pms.booking.update', '{}')"
 
@@ -114,6 +116,33 @@ async def test_a_network_that_went_silent_is_noticed(
             await rings.wait(2)
             await db.execute(ROW)
             await rings.wait(3)
+
+
+async def test_a_session_that_falls_silent_as_it_begins_is_begun_anew(
+    database_url: str, db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waited for it would hear no bell, and be taken for dead, until the network says that it is gone."""
+    rings = Rings()
+    silent = asyncio.Event()
+
+    class Silenced(Bell):
+        async def begin(self, connection: Connection) -> None:
+            if rings.count == 1 and not silent.is_set():
+                silent.set()
+                await asyncio.Event().wait()
+            await super().begin(connection)
+
+    bell = Silenced(database_url, "test", rings)
+    await bell.start()
+    try:
+        monkeypatch.setattr(session, "OPENING", 0.5)
+        await db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'staybus test bell'"
+        )
+        await rings.wait(2)
+        assert silent.is_set()
+    finally:
+        await bell.stop()
 
 
 class Watched(Relay):
