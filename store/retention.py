@@ -69,7 +69,12 @@ class Page:
 async def alone(pool: Pool) -> AsyncIterator[Connection | None]:
     """A connection that holds the right to drop, or None while somebody else has it."""
     async with pool.acquire() as connection:
-        if not await connection.fetchval(f"SELECT pg_try_advisory_lock({_LOCK})"):
+        try:
+            ours = await connection.fetchval(f"SELECT pg_try_advisory_lock({_LOCK})")
+        except BaseException:
+            _cut(connection)  # it may have it: the answer came too late, or nobody waited for it
+            raise
+        if not ours:
             yield None
             return
         try:
@@ -82,8 +87,13 @@ async def _give_back(connection: Connection) -> None:
     try:
         await connection.execute(f"SELECT pg_advisory_unlock({_LOCK})")
     except (*OUTAGES, asyncpg.InterfaceError):
-        with suppress(asyncpg.InterfaceError):  # the pool has taken a closed one back already
-            connection.terminate()  # and with its session the lock ends
+        _cut(connection)
+
+
+def _cut(connection: Connection) -> None:
+    """With its session its lock ends."""
+    with suppress(asyncpg.InterfaceError):  # the pool has taken a closed one back already
+        connection.terminate()
 
 
 async def look(connection: Connection, walk: Walk, after: tuple[Any, ...], keep: Keep, limit: int) -> Page:

@@ -381,6 +381,27 @@ async def test_of_two_schedulers_one_drops(rows: Rows, pool: Any, other: Any) ->
     assert await sweep(other) == {"channel_events": 1}
 
 
+async def test_a_right_to_drop_whose_answer_came_too_late_is_nobodys(
+    rows: Rows, pool: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session would have it for as long as its process lives, and nobody would drop anything any more."""
+    await rows.event()
+    fetchval = asyncpg.Connection.fetchval
+
+    async def late(*args: Any, **named: Any) -> None:
+        await fetchval(*args, **named)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "fetchval", late)
+        with pytest.raises(TimeoutError):
+            await sweep(pool)
+    async with asyncio.timeout(10):  # the server notices the end of a session a moment later
+        while (dropped := await sweep(other)) is None:
+            await asyncio.sleep(0.01)
+    assert dropped == {"channel_events": 1}
+
+
 async def test_a_stop_ends_the_round_after_the_page_at_hand(rows: Rows, pool: Any) -> None:
     for _ in range(30):
         await rows.event()
