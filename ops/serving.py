@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+
+_log = logging.getLogger(__name__)
 
 TICKS = 10  # of uvicorn's in a second: at every tenth it sets the date
 MAX_HEAD = 64 * 1024  # bytes of a request's head, or of its trailers: uvicorn keeps any number
@@ -134,19 +138,24 @@ async def serving(app: ASGIApp, host: str, port: int, *, grace: float = 10.0) ->
 
 
 def stop_signal(within: float) -> asyncio.Event:
-    """Set by SIGTERM or SIGINT; a second one ends the process at once, and so does an alarm after so many seconds: a database or
-    broker that fell silent is waited for by whoever uses it, and each step of theirs may be the last.
+    """Set by SIGTERM or SIGINT. A second one ends the process at once, and so does the end of so many seconds: a database or broker
+    that fell silent is waited for by whoever uses it. Each step of theirs may be the last.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
+        # Not by the signal itself: the first process of a container is spared what it does not handle.
         if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            os._exit(128 + number)
         stop.set()
-        signal.setitimer(signal.ITIMER_REAL, within)
+        loop.call_later(within, _end_late, 128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stop
+
+
+def _end_late(code: int) -> None:
+    _log.error("not stopped in time: ends as it is")
+    os._exit(code)

@@ -31,8 +31,23 @@ async def test_a_database_that_fell_silent_is_told_of_and_keeps_no_process(world
         began = time.monotonic()
         code = await asyncio.to_thread(world.stop, "ingress")
         assert time.monotonic() - began < fleet.LAST_WORD + 10
-        assert code == -signal.SIGALRM
+        assert code == 128 + signal.SIGTERM
+        assert "not stopped in time" in world.log("ingress")
         proxy.resume()
+
+
+async def test_a_second_signal_ends_it_at_once(world: World) -> None:
+    world.apart = True
+    await world.start("scheduler")
+    scheduler = world.processes["scheduler"]
+    scheduler.send_signal(signal.SIGSTOP)  # so that both are there before it looks at one
+    scheduler.terminate()
+    scheduler.send_signal(signal.SIGINT)
+    scheduler.send_signal(signal.SIGCONT)
+    assert await asyncio.to_thread(world.processes.pop("scheduler").wait, 20) in {
+        128 + signal.SIGINT,
+        128 + signal.SIGTERM,
+    }
 
 
 @dataclass
