@@ -198,7 +198,7 @@ class Relay:
         return {queue for queue in queues if self._lengths[queue][1]}
 
     async def tell(self) -> int:
-        """What a listener's queue refuses is tried later and later, and what others wait for is told meanwhile."""
+        """What a listener's queue refuses, or never confirms, is tried later and later, and what others wait for is told meanwhile."""
         if not self._publisher.ready:
             return 0
         now = self._clock()
@@ -206,12 +206,13 @@ class Relay:
         resting = [id_ for id_, (_, again) in self._refused.items() if again > now]
         async with self._pool.acquire() as connection, connection.transaction():
             batches = await results.untold(connection, UNTOLD, BATCHES, resting)
-            told = {batch.id for batch in batches if await publish(self._publisher, batch)}
+            confirmed = await asyncio.gather(*(publish(self._publisher, batch) for batch in batches))
+            told = {batch.id for batch, heard in zip(batches, confirmed, strict=True) if heard}
             await results.told(connection, list(told))
         metrics.RELAYED.labels("core").inc(sum(len(batch.rows) for batch in batches if batch.id in told))
         for batch in batches:
             refusals, _ = self._refused.pop(batch.id, (0, 0.0))
-            if batch.id not in told and self._publisher.ready:
+            if batch.id not in told:
                 self._refused[batch.id] = refusals + 1, now + min(MOST_REST, FIRST_REST * 2.0 ** min(refusals, 10))
         return sum(len(batch.rows) for batch in batches if batch.id in told)
 

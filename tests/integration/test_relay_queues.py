@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,11 +26,11 @@ from topology.apply import apply
 from topology.burst import Outgoing
 from topology.declared import EVENTS, inbound_queue, outbound_queue
 from topology.depth import Depths
-from topology.publisher import Publisher
+from topology.publisher import FaultKind, Publisher, PublishFault
 from workers.relay import BATCHES, FIRST_REST, KNOWN, LEAST, LONG, MOST, READ, READ_AGAIN, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from store.pool import Pool
@@ -255,6 +256,49 @@ async def test_results_that_one_listener_refuses_keep_nobody_else_waiting(ground
     ground.now += FIRST_REST + 0.1
     assert await relay.tell() == BATCHES
     await connection.close()
+
+
+class Unconfirmed(Publisher):
+    """Results about reservations go to a queue without a quorum. When nothing else is confirmed, the connection is given up."""
+
+    heard = 0
+    lost = False
+
+    @property
+    def ready(self) -> bool:
+        return super().ready and not self.lost
+
+    async def publish_all(self, messages: Sequence[Outgoing]) -> list[PublishFault | None]:
+        if messages[0].routing_key == "core.command.succeeded":
+            self.heard += 1
+            return await super().publish_all(messages)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while not self.heard:
+                    await asyncio.sleep(0.01)
+        self.lost = not self.heard
+        return [PublishFault(FaultKind.TIMEOUT)] * len(messages)
+
+
+@pytest.mark.parametrize("silent", [BATCHES - 1, BATCHES])
+async def test_results_that_one_listeners_queue_never_confirms_keep_nobody_else_waiting(
+    ground: Ground, silent: int
+) -> None:
+    """Neither those of the same look, nor those behind it."""
+    for n in range(silent + 1):
+        type_ = "core.reservation.upserted" if n < silent else "core.command.succeeded"
+        await results.keep(ground.db, [CoreEventRow("acme", "beds24-acme", type_, "s", "{}", uuid7(), None)])
+    await ground.db.execute("UPDATE core_batches SET created_at = created_at - interval '1 minute'")
+    ground.publisher = publisher = Unconfirmed(ground.amqp_url, name="test")
+    await publisher.start(wait=10)
+    relay = ground.relay()
+    async with asyncio.timeout(5):
+        told = [await relay.tell()]
+        assert publisher.lost == (silent == BATCHES)
+        publisher.lost = False
+        told.append(await relay.tell())
+    assert told == [int(silent < BATCHES), int(silent == BATCHES)]
+    await publisher.stop()
 
 
 async def test_two_floods_are_woken_in_turn_and_nobody_waits_behind_them(ground: Ground) -> None:
