@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,6 +80,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._stopping = asyncio.Event()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """raises OSError, where uvicorn would end the process, whatever else that has in hand"""
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            raise OSError(f"cannot serve on {self.config.host}:{self.config.port}: is the port taken?") from error
+
     def stop(self) -> None:
         self.should_exit = True
         self._stopping.set()
@@ -128,12 +136,12 @@ async def serving(app: ASGIApp, host: str, port: int, *, grace: float = 10.0) ->
     try:
         while not server.started:
             if task.done():
-                raise OSError(f"cannot serve on {host}:{port}: is the port taken?")
+                task.result()
             await asyncio.sleep(0.01)
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.stop()
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(OSError):
             await task
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from starlette.applications import Starlette
 
 from ops import fleet
+from ops.serving import serving
 from tests.fleet import World
 from tests.topology.tcp_proxy import TcpProxy
 
@@ -48,6 +51,14 @@ async def test_a_second_signal_ends_it_at_once(world: World) -> None:
         128 + signal.SIGINT,
         128 + signal.SIGTERM,
     }
+
+
+async def test_a_port_that_is_taken_is_told_of_and_ends_nothing_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}: is the port taken"):
+            async with serving(Starlette(), "127.0.0.1", port):
+                raise AssertionError("it serves")
 
 
 @dataclass
