@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import asyncpg
 
 from schemas.vocabulary import JobKind, JobStatus
 from store import jobs as store
 from store.events import Selection
-from store.pool import is_outage
+from store.pool import OUTAGES, is_outage
 from telemetry import metrics
 from telemetry.logs import about
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+REST = 5.0  # seconds until a batch that did not come to its end is tried again
 BATCH = 100  # in one transaction: each is locked no longer than that takes
 
 
@@ -69,13 +73,24 @@ class Jobs:
                     if job is not None:
                         await self._go_on(db, job)
         except Exception as error:
-            if job is None or is_outage(error):
+            if job is None:
+                raise
+            if is_outage(error):
+                await self._rest(job, error)
                 raise
             # A job that cannot be done must not stop the scheduler; its text could quote what it is about.
             _log.exception("operators' job failed", extra=about(job_id=str(job.id), kind=job.kind))
             async with self._pool.acquire() as db:
                 await store.fail(db, job.id, f"{type(error).__name__} in staybus; the scheduler's log has the place")
         return job is not None
+
+    async def _rest(self, job: Job, error: Exception) -> None:
+        """It may be one that waits for a row which somebody holds locked: the next turn is another's."""
+        told = about(job_id=str(job.id), kind=job.kind, error_type=type(error).__name__)
+        _log.warning("operators' job not gone on with; trying again", extra=told)
+        with suppress(*OUTAGES, asyncpg.InterfaceError):  # or the database is away, and so are the others' turns
+            async with self._pool.acquire() as db:
+                await store.rest(db, job.id, REST)
 
     async def _go_on(self, db: Connection, job: Job) -> None:
         if job.canary is not None and job.status != JobStatus.RUNNING:

@@ -38,6 +38,11 @@ SET status = $2, done = done + $3, failed = failed + $4, cursor = $5,
     finished_at = CASE WHEN $2 IN ('done', 'failed') THEN clock_timestamp() END, last_error = $7
 WHERE id = $1
 
+-- name: rest
+-- Whose batch is not known to have come to its end: others have their turn. $2: seconds until it is tried again, at the earliest.
+UPDATE operator_jobs SET next_at = GREATEST(next_at, clock_timestamp() + make_interval(secs => $2))
+WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
+
 -- name: fail
 UPDATE operator_jobs SET status = 'failed', finished_at = clock_timestamp(), last_error = $2
 WHERE id = $1 AND status IN ('waiting', 'canary', 'running')

@@ -169,6 +169,22 @@ async def test_several_schedulers_share_the_jobs(pool: Pool, db: Any) -> None:
     assert (len(found), set(found.values())) == (60, {1})
 
 
+async def test_a_job_that_waits_for_a_locked_row_lets_the_others_have_their_turn(database_url: str, db: Any) -> None:
+    """And is gone on with once the row is free."""
+    for cause in ("locked", "free"):
+        await db.execute(LETTERS, 1, cause)
+    locked, free = [await ask(db, fingerprint=cause) for cause in ("locked", "free")]
+    impatient = await open_pool(database_url, role=WORKER_ROLE, name="test", size=2, command_timeout=0.5)
+    async with db.transaction():
+        await db.execute("SELECT FROM channel_events WHERE seq = 1 FOR UPDATE")
+        with pytest.raises(TimeoutError):
+            await scheduler(impatient).step()
+        assert (await run(impatient, free)).done == 1
+    await db.execute("UPDATE operator_jobs SET next_at = now() WHERE id = $1", locked)
+    assert (await run(impatient, locked)).done == 1
+    await impatient.close()
+
+
 async def test_the_rate_is_kept_by_all_schedulers_together(pool: Pool, db: Any) -> None:
     await db.execute(LETTERS, 5, "f")
     await ask(db, rate=0.01)
