@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -14,6 +15,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+SCHEMES = {"database_url": ("postgresql", "postgres"), "amqp_url": ("amqp", "amqps")}
 
 
 class SettingsError(Exception):
@@ -43,6 +46,18 @@ class Settings(BaseSettings):
     retention_days: int = 30  # finished events, logs and results
     dead_letter_retention_days: int = 30  # from when a dead letter was closed
 
+    @field_validator("database_url", "amqp_url")
+    @classmethod
+    def _is_url(cls, url: str, info: ValidationInfo) -> str:
+        """What is read amiss would be called by the wrong part of it, which may be the password."""
+        schemes = SCHEMES[str(info.field_name)]
+        if not _fits(url, schemes):
+            raise PydanticCustomError(
+                "no_url",
+                f"the form is {schemes[0]}://user:password@host:port/name; in a password / is %2F, # %23, ? %3F, @ %40",
+            )
+        return url
+
     @field_validator("retention_days", "dead_letter_retention_days")
     @classmethod
     def _at_least_a_day(cls, days: int) -> int:
@@ -64,6 +79,16 @@ class Settings(BaseSettings):
         file = os.environ.get("STAYBUS_CONFIG")
         toml = (TomlConfigSettingsSource(settings_cls, toml_file=file),) if file else ()
         return (init_settings, env_settings, *toml)
+
+
+def _fits(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which a bare / in the password would cut in two
+    except ValueError:
+        return False
+    in_its_place = parts.netloc.count("@") == url.count("@") < 2
+    return parts.scheme in schemes and url[len(parts.scheme) :].startswith("://") and in_its_place
 
 
 def load() -> Settings:

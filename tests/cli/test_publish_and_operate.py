@@ -164,6 +164,32 @@ async def test_an_unreachable_database_is_one_line_without_its_password(staybus:
         assert told.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "postgresql:u:geheim@h:1/d",
+            "u:geheim@h:1/d",
+            "postgresql://u:geh/eim@h:1/d",
+            "postgresql://u:1/geheim@h:1/d",
+        ),
+        *(
+            "postgresql://u:1#geheim@h/d",
+            "postgresql://u:1?geheim@h/d",
+            "postgresql://u:geh@eim@h/d",
+            "mysql://u:geheim@h/d",
+        ),
+        *("postgresql://u:geheim@h:x/d", "postgresql://u:geheim@[::1/d", "postgresql://u:geheim@h:99999/d"),
+    ],
+)
+async def test_a_url_that_would_be_read_amiss_is_refused_and_no_part_of_it_is_shown(staybus: Cli, url: str) -> None:
+    cli = Cli(staybus.env | {"STAYBUS_DATABASE_URL": url})
+    for words in (("dlq", "list"), ("doctor",)):
+        told = await cli(*words, code=1)
+        assert "STAYBUS_DATABASE_URL: the form is postgresql://user:password@host:port/name" in told.out + told.err
+        assert not [part for part in ("geh", "eim", "u:1") if part in told.out + told.err]
+
+
 async def test_a_healthy_installation(acme: Cli) -> None:
     findings = {one["check"]: one["state"] for one in (await acme("doctor", "--json")).document}
     broken = {check for check, state in findings.items() if state == "broken"}
