@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("settle")
+_NUMBER = re.compile(r"\b\d+\b")
 
 
 class SettledElsewhereError(Exception):
@@ -64,8 +66,9 @@ class DeadLetterRow:
 
     def fingerprint(self) -> str:
         """Same cause, same fingerprint: vendor, operation, class and code, and the place, or the field that the message opens
-        with."""
-        place = self.error_message.partition(":")[0] if self.place is None else self.place
+        with, in whichever item of a list it is."""
+        opening, _, _ = self.error_message.partition(":")
+        place = _NUMBER.sub("#", opening) if self.place is None else self.place
         parts = (self.vendor, self.operation, self.error_class, self.error_code, place)
         return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:12]
 

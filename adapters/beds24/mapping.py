@@ -275,11 +275,15 @@ def _update_currency(data: BookingUpdate, connection: Connection) -> str | None:
 
 
 def _external(command: Command, entity_type: EntityType, internal_id: str) -> int:
-    external = command.external_id(entity_type, internal_id)
+    external, place = command.external_id(entity_type, internal_id), f"{entity_type} {internal_id}"
     if external is None:
-        raise Unmapped(f"beds24: {entity_type} {internal_id} has no Beds24 id; add a mapping", code="unmapped")
+        raise Unmapped(
+            f"beds24: {entity_type} {internal_id} has no Beds24 id; add a mapping", code="unmapped", place=place
+        )
     if not re.fullmatch(MANIFEST.external_ids[entity_type], external):
-        raise Unmapped(f"beds24: {entity_type} {internal_id} is mapped to what is no Beds24 id", code="unmapped")
+        raise Unmapped(
+            f"beds24: {entity_type} {internal_id} is mapped to what is no Beds24 id", code="unmapped", place=place
+        )
     return int(external)
 
 

@@ -214,6 +214,8 @@ def replay(
     narrowed = any((since, until, vendor, company, event_type))
     if bool(ids) == narrowed:
         raise typer.BadParameter("say which: ids, or a filter such as --from, not both")
+    if since and until and until <= since:
+        raise typer.BadParameter("is not after --from: nothing was recorded between them", param_hint="--to")
     plan = session.run(_plan(ids or [], since, until, vendor, company, event_type, status, again, limit))
     if not plan.kinds:
         refuse_unknown(vendor)
@@ -343,7 +345,7 @@ async def _plan(
                 selection = events.Selection((*REPLAYED, EventStatus.SUPERSEDED), ids=await _deliveries(db, ids))
             else:
                 first, last = await events.stretch(db, since, until)
-                at = await events.connections_of(db, vendor) if vendor else None
+                at = await events.connections_of(db, vendor) if vendor is not None else None
                 selection = events.Selection(status, first, last, since, until, at, company, event_type)
         task = Replay(selection, adapters(), again, uuid7(), whole=limit is None)
         kinds: Counter[tuple[str, str, str | None]] = Counter()

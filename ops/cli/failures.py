@@ -24,6 +24,7 @@ SAY_IT_THEMSELVES = frozenset(
 MEANINGS = {
     "asyncpg.exceptions.UndefinedTableError": "the database has no staybus tables, or older ones: run `staybus db upgrade`",
     "asyncpg.exceptions.UndefinedColumnError": "the database has older tables than this staybus: run `staybus db upgrade`",
+    "asyncpg.exceptions.UndefinedFunctionError": "the database has older functions than this staybus: run `staybus db upgrade`",
     "asyncpg.exceptions.InvalidCatalogNameError": "there is no such database: create it, or correct STAYBUS_DATABASE_URL",
     "asyncpg.exceptions.InvalidAuthorizationSpecificationError": (
         "the database refuses this user or password: correct STAYBUS_DATABASE_URL"

@@ -10,6 +10,7 @@ import pytest
 
 from ops.cli.dlq import _id_of
 from schemas.ids import uuid7
+from store.settle import DeadLetterRow
 
 from .conftest import audited, status_of
 
@@ -48,6 +49,15 @@ async def test_events_are_listed_by_filter(acme: Cli, failed: Fail) -> None:
 async def test_a_vendor_that_nobody_knows_is_a_typo(acme: Cli, words: tuple[str, ...]) -> None:
     assert "nobody: no adapter has this name; known: beds24" in (await acme(*words, "--vendor", "nobody", code=2)).err
     assert (await acme(*words, "--vendor", "beds24")).code == 0
+
+
+async def test_a_vendor_without_a_name_is_not_every_vendor(acme: Cli, failed: Fail, db: Db) -> None:
+    """As of a script whose variable is empty."""
+    await failed()
+    await db.execute("UPDATE channel_events SET status = 'done', direction = 'inbound'")
+    told = await acme("events", "replay", "--vendor", "", "--from", "1h", "--yes", code=2)
+    assert "no adapter has this name" in told.err
+    assert await db.fetchval("SELECT count(*) FROM channel_events") == 1
 
 
 async def test_what_a_vendor_without_an_adapter_has_left_is_found(acme: Cli, failed: Fail, db: Db) -> None:
@@ -216,6 +226,19 @@ async def test_a_vendors_text_cannot_steer_the_terminal(acme: Cli, failed: Fail,
     assert "bad [red]" in out
 
 
+def test_the_same_field_in_any_item_of_a_list_is_one_cause() -> None:
+    def fingerprint(message: str) -> str:
+        return DeadLetterRow(
+            event_id=None, company_id=None, connection_id=None, vendor="beds24", queue=None, operation="x", entity_type=None,
+            entity_external_id=None, entity_internal_id=None, error_class="invalid", error_code="invalid_command",
+            error_message=message, attempts=1, first_attempt_at=None, owner="tenant",
+        ).fingerprint()  # fmt: skip
+
+    assert fingerprint("periods.0.available: must be 0 or more") == fingerprint("periods.12.available: a whole number")
+    assert fingerprint("periods.0.available: must be 0 or more") != fingerprint("periods.0.price: must be 0 or more")
+    assert fingerprint("booking.custom1: too long") != fingerprint("booking.custom2: too long")
+
+
 def test_an_age_is_an_id() -> None:
     assert _id_of(timedelta(0)).int >> 80 == uuid7().int >> 80 or _id_of(timedelta(hours=-1)) > uuid7()
     assert _id_of(timedelta(hours=1)) < uuid7()
@@ -229,6 +252,7 @@ def test_an_age_is_an_id() -> None:
         (("events", "replay", "--from", "0001-01-01", "--dry-run"), 0, "1 would be replayed"),
         (("events", "replay", "--to", "9999-12-31T23:59:59.999999", "--dry-run"), 0, "1 would be replayed"),
         (("events", "replay", "--from", "0001-01-01T00:00+02:00", "--dry-run"), 2, "out of the years 1 to 9999"),
+        (("events", "replay", "--from", "2027-05-01T15:00", "--to", "2027-05-01T14:00"), 2, "is not after --from"),
         (("dlq", "requeue", "--all", "--rate", "inf"), 2, "--rate"),
         (("dlq", "abandon", "--all", "--reason", "x", "--rate", "nan"), 2, "--rate"),
         (("events", "replay", "--from", "1h", "--rate", "inf"), 2, "--rate"),
