@@ -69,6 +69,10 @@ PERIOD_NIGHTS = 3 * 366
 COMMAND_NIGHTS = 4 * PERIOD_NIGHTS  # units, prices and minimum stays may each come in periods of their own
 
 
+# Said in place of a name that none of ours is: it is a sender's own word, and may be a guest's.
+UNKNOWN_MEMBER = "an unknown member"
+
+
 class InvalidCommandError(ValueError):
     """The data of a command does not fit; the text names the fields, never their values."""
 
@@ -289,8 +293,7 @@ def describe(error: ValidationError) -> str:
 
 def _fault(fault: ErrorDetails) -> str:
     *above, last = fault["loc"] or ("data",)
-    # The name of an unknown member is a sender's own word, and may be a guest's.
-    name = "an unknown member" if fault["type"] == "extra_forbidden" else last
+    name = UNKNOWN_MEMBER if fault["type"] == "extra_forbidden" else last
     return f"{'.'.join(map(str, (*above, name)))}: {fault['msg']}"
 
 

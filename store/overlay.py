@@ -14,7 +14,7 @@ import orjson
 from .seal import join, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from .seal import Cipher
 
@@ -40,9 +40,12 @@ def patch(readable: Mapping[str, Any] | None, sealed: bytes | None, cipher: Ciph
     return join(dict(readable or {}), cipher.open(sealed))
 
 
-def parts(edit: Mapping[str, Any], personal: Paths, cipher: Cipher) -> tuple[dict[str, Any], bytes | None]:
-    """(readable, sealed): an edit as it is kept"""
+def parts(
+    edit: Mapping[str, Any], personal: Paths, secret: Collection[str], cipher: Cipher
+) -> tuple[dict[str, Any], bytes | None]:
+    """(readable, sealed): an edit as it is kept. secret: names that are sealed with their values, also with none"""
     readable, private = split(edit, personal)
+    private |= {name: readable.pop(name) for name in secret if name in readable}
     return readable, cipher.seal(private)
 
 
@@ -72,13 +75,13 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     return edit
 
 
-def paths(edit: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Dotted, of every value that an edit sets or removes."""
+def paths(edit: Mapping[str, Any], say: Callable[[str], str], above: str = "") -> Iterator[str]:
+    """Dotted, of every value that an edit sets or removes. say: what a member is called there"""
     for name, value in edit.items():
         if isinstance(value, dict) and value:
-            yield from paths(value, f"{above}{name}.")
+            yield from paths(value, say, f"{above}{say(name)}.")
         else:
-            yield f"{above}{name}"
+            yield f"{above}{say(name)}"
 
 
 def _text(value: Any) -> bytes:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from schemas.commands import COMMANDS, CommandData, InvalidCommandError, Period, parse_command
+from schemas.commands import COMMANDS, UNKNOWN_MEMBER, CommandData, InvalidCommandError, Period, parse_command
+from schemas.entities import Guest
 from store.outbound import CommandRow
 from store.seal import split
 
@@ -22,6 +23,7 @@ _MODELS: tuple[type[CommandData], ...] = (*COMMANDS.values(), Period)
 _MEMBERS = frozenset(
     name for model in _MODELS for member, field in model.model_fields.items() for name in (member, field.alias)
 )
+_GUESTS = frozenset(name for member, field in Guest.model_fields.items() for name in (member, field.alias))
 _FAMILY = "pms."
 _NUL = "\0"
 
@@ -70,6 +72,11 @@ def personal_of(*said: Mapping[str, Any]) -> Paths:
     return tuple(dict.fromkeys(PERSONAL + strange))
 
 
+def sayable(name: str) -> str:
+    """A member's name, where it is one of ours."""
+    return name if name in _MEMBERS or name in _GUESTS else UNKNOWN_MEMBER
+
+
 def _names(value: Any) -> Iterator[str]:
     """Of all members in it."""
     if isinstance(value, dict):
@@ -109,16 +116,16 @@ def no_command(event: Event, actions: Collection[str]) -> str | None:
 
 def _place_of_nul(value: Any, place: str) -> str | None:
     """The path of the first value with one, or of the object whose member's name has one."""
-    members: Iterable[tuple[object, Any]]
+    members: Iterable[tuple[str, Any]]
     match value:
         case str():
             return place if _NUL in value else None
         case dict() if any(_NUL in name for name in value):
             return place
         case dict():
-            members = value.items()
+            members = ((sayable(name), one) for name, one in value.items())
         case list():
-            members = enumerate(value)
+            members = ((str(index), one) for index, one in enumerate(value))
         case _:
             return None
     return next((at for name, one in members if (at := _place_of_nul(one, f"{place}.{name}"))), None)

@@ -79,7 +79,7 @@ def edit(
 
 
 def _tell(subject: _Subject, outcome: _Outcome, *, kept: bool, dry_run: bool, as_json: bool) -> None:
-    payload, _ = mask(outcome.document, subject.personal)
+    payload, _ = mask(outcome.document, outcome.personal)
     if as_json:
         readable, _ = _parts(subject, outcome)
         emit(
@@ -131,6 +131,12 @@ class _Subject:
     @property
     def event_id(self) -> UUID:
         return UUID(str(self.row["event_id"]))
+
+    def say(self, name: str) -> str:
+        """A member's name, where it can be no guest's; what a vendor calls its members is none."""
+        from workers.commands import sayable
+
+        return sayable(name) if self.row["direction"] == "outbound" else name
 
     @property
     def current(self) -> dict[str, Any]:
@@ -198,11 +204,14 @@ def _personal(row: Mapping[str, Any], connection: Connection | None, *said: Mapp
 
 @dataclass(frozen=True)
 class _Outcome:
-    """problem: why the real parser refuses the document; means: what it makes of it."""
+    """paths: what is changed, and personal: what is a guest's, with this edit; problem: why the real parser refuses the
+    document; means: what it makes of it.
+    """
 
     overlay: dict[str, Any]
     document: dict[str, Any]
     paths: list[str]
+    personal: Paths
     problem: str | None
     means: str | None
 
@@ -215,11 +224,12 @@ def _outcome(subject: _Subject, wanted: dict[str, Any]) -> _Outcome:
 
     overlay = difference(subject.original, wanted)
     document = dict(merged(copy.deepcopy(subject.original), overlay))
-    _check_keepable(overlay, subject.personal)
+    personal = _personal(subject.row, subject.connection, subject.original, subject.overlay, overlay)
+    _check_keepable(overlay, personal)
     if len(orjson.dumps(overlay)) > MOST_BYTES:
         raise Refused(f"an edit may have {MOST_BYTES} bytes")
     problem, means = _judge(subject, document)
-    return _Outcome(overlay, document, sorted(paths(overlay)), problem, means)
+    return _Outcome(overlay, document, sorted(set(paths(overlay, subject.say))), personal, problem, means)
 
 
 def _check_keepable(overlay: Mapping[str, Any], personal: Paths) -> None:
@@ -228,6 +238,9 @@ def _check_keepable(overlay: Mapping[str, Any], personal: Paths) -> None:
 
     if (card := card_member(overlay)) is not None:
         raise Refused(f"{card}: card data is kept nowhere, nothing was changed")
+    if any("." in name and (name,) in personal for name in overlay):
+        # Sealed, a dot means a member of a member, as `no_command` says.
+        raise Refused("a member's name has a dot in it; no command has such a member. Nothing was changed")
     for path in personal:
         place: Any = overlay
         for step in path[:-1]:
@@ -308,7 +321,8 @@ async def _keep(subject: _Subject, outcome: _Outcome, why: str | None) -> None:
 def _parts(subject: _Subject, outcome: _Outcome) -> tuple[dict[str, Any], bytes | None]:
     from store.overlay import parts
 
-    return parts(outcome.overlay, subject.personal, subject.cipher)
+    secret = [name for name in outcome.overlay if subject.say(name) != name]
+    return parts(outcome.overlay, outcome.personal, secret, subject.cipher)
 
 
 # ------------------------------------------------------------------------------------------------ ways of editing

@@ -301,8 +301,27 @@ async def test_of_a_command_that_does_not_fit_only_what_commands_have_is_shown(
     told = await acme("dlq", "edit", str(letter), "--editor")
     assert "it can be read: pms.booking.update about reservation R1" in told.err
     assert "Unmistakable" not in told.out + told.err
-    assert await overlay(db) == {"adults": 2, "customer": None, "status": None, "rooms": None}
+    assert await overlay(db) == {"adults": 2, "status": None}  # what no command has is sealed, also that it is gone
     assert "Unmistakable" not in (await acme("dlq", "edit", str(letter), "--clear", "--dry-run")).out
+
+
+async def test_what_no_command_has_is_kept_sealed_with_its_name(acme: Cli, letter: str, db: Db, folder: Path) -> None:
+    """Also where the edit itself brings it: a name that nobody expects may be a guest's as well."""
+    patch = {"Jane Unmistakable": "Roe-Unmistakable", "guest": {"Jane Unmistakable": 1}, "currency": "EUR"}
+    (folder / "patch.json").write_text(json.dumps(patch | {"periods": [{"Roe-Unmistakable": 1}]}))
+    await acme("dlq", "edit", letter, "--file", str(folder / "patch.json"), "--force")
+    assert await overlay(db) == {"currency": "EUR"}
+    (folder / "patch.json").write_text(json.dumps({"Jane Unmistakable": ""}))
+    await acme("dlq", "edit", letter, "--file", str(folder / "patch.json"), "--force")
+    shown = await acme("dlq", "show", letter, "--json")
+    assert shown.document["edited_paths"] == ["an unknown member", "currency", "guest.an unknown member", "periods"]
+    kept = await db.fetch("SELECT d::text FROM dead_letters d UNION ALL SELECT a::text FROM audit_log a")
+    assert "Unmistakable" not in str(kept) + shown.out
+    now = json.loads((await acme("dlq", "edit", letter, "--unset", "currency", "--dry-run", "--force")).out)
+    assert (now["Jane Unmistakable"], now["periods"]) == ("", [{"Roe-Unmistakable": "(sealed 2)"}])
+    (folder / "patch.json").write_text(json.dumps({"guest.lastName": "Roe"}))
+    told = await acme("dlq", "edit", letter, "--file", str(folder / "patch.json"), "--force", code=1)
+    assert "has a dot in it" in told.err
 
 
 def test_covered_values_come_back_wherever_among_their_own_they_were_moved_to() -> None:

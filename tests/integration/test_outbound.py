@@ -478,7 +478,8 @@ async def test_a_command_without_data_is_a_dead_letter_and_not_silence(world: Wo
 @pytest.mark.parametrize(
     ("changes", "event_id", "problem"),
     [
-        ({"periods": [{"a": 1}, {"a": "x\0y"}]}, "order-7", "data.periods.1.a: holds a NUL character"),
+        ({"periods": [{"first": 1}, {"first": "x\0y"}]}, "order-7", "data.periods.1.first: holds a NUL character"),
+        ({"Jane Roe": {"first": "\0"}}, "order-7", "data.an unknown member.first: holds a NUL character"),
         ({"guest": {"last\0Name": "Roe"}}, "order-7", "data.guest: holds a NUL character"),
         ({}, "order\0", "id: holds a NUL character"),
         ({"reservationId": "refused"}, "order-7", "the database refuses it: CheckViolationError"),
