@@ -104,6 +104,9 @@ doctor.register(app)
 
 def main() -> None:
     """The console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # `staybus … >&-`: what is said there goes nowhere, and what is done is done
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         app(prog_name="staybus")
     finally:

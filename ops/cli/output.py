@@ -19,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 WIDE = 400  # columns of a table that goes into a file or a pipe: nothing is cut there
+LEAST = 10  # characters of a column that is folded: a table that would need narrower ones is told row by row
 
 
 class Refused(Exception):  # noqa: N818 - named for what happened
@@ -72,14 +73,33 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    given = [list(row) for row in rows]
+    texts = [[cell(value) for value in row] for row in given]
+    # markup=False: what comes from vendors is text
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    if _needs(headers, texts) > console.width:
+        for row in given:
+            facts(dict(zip(headers, row, strict=True)), as_json=False)
+            print()
+        return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
-        # Ids are for copying: they are never broken or cut, whatever the width.
-        drawn.add_column(header, no_wrap=header.endswith("id") or header in {"fingerprint", "status"}, overflow="fold")
-    for row in rows:
-        drawn.add_row(*map(cell, row))
-    # markup=False: what comes from vendors is text
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE).print(drawn)
+        drawn.add_column(header, no_wrap=_is_whole(header), overflow="fold")
+    for row in texts:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def _is_whole(header: str) -> bool:
+    """Ids are for copying: they are never broken or cut, whatever the width."""
+    return header.endswith("id") or header in {"fingerprint", "status"}
+
+
+def _needs(headers: Sequence[str], texts: Sequence[Sequence[str]]) -> int:
+    """Characters a line, with columns as narrow as they may be."""
+    widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
+    least = (width if _is_whole(header) else min(width, LEAST) for header, width in zip(headers, widths, strict=True))
+    return sum(least) + 2 * (len(headers) - 1)
 
 
 def facts(document: Mapping[str, Any], *, as_json: bool) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from ops.cli.dlq import _id_of
+from ops.cli.dlq import COLUMNS, _id_of
+from ops.cli.output import listing
 from schemas.ids import uuid7
 from store.settle import DeadLetterRow
 
@@ -224,6 +226,19 @@ async def test_a_vendors_text_cannot_steer_the_terminal(acme: Cli, failed: Fail,
     out = (await acme("dlq", "list")).out
     assert "\x1b" not in out
     assert "bad [red]" in out
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 132, 200])
+def test_an_id_is_whole_and_no_value_is_missing_whatever_the_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    row = {name.partition("=")[0]: uuid4() if name.endswith("id") else f"{name}-of-some-length" for name in COLUMNS}
+    listing([row | {"id": uuid4()}, row], list(row), as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count(str(row["event id"])) == 2
+    assert all(value[:8] in shown for value in map(str, row.values()))
 
 
 def test_the_same_field_in_any_item_of_a_list_is_one_cause() -> None:

@@ -312,6 +312,15 @@ async def test_a_reader_that_goes_away_is_no_error(acme: Cli) -> None:
         assert err == b""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+async def test_a_stream_that_is_closed_is_no_error(staybus: Cli, closed: str) -> None:
+    process = await asyncio.create_subprocess_shell(
+        f"{STAYBUS} vendors {closed}", env=staybus.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, contextlib; from ops.cli.app import app\n"
