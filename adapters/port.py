@@ -54,13 +54,14 @@ class CommandSupport:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A credential (kept sealed) or a setting (kept in `connections.config`) of a connection."""
+    """A credential (kept sealed) or a setting (kept in `connections.config`) of a connection. form: of a setting's whole value."""
 
     name: str
     help: str
     secret: bool = False
     required: bool = False
     default: str | None = None
+    form: str | None = None
     grants: tuple[str, ...] = ()  # of a secret: names of those that it was exchanged for, of no use once it is set anew
 
 

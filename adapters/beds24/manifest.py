@@ -55,14 +55,17 @@ MANIFEST = Manifest(
             "webhook_header",
             "Header that carries it: the name in Beds24's `customHeader`.",
         ),
-        Field("currency", "ISO 4217 code for properties whose own currency is not known yet."),
+        Field("currency", "ISO 4217 code for properties whose own currency is not known yet.", form="[A-Z]{3}"),
         Field(
             "fetch",
             "`hint`: read a booking from the API only when its webhook does not tell enough; `always`: every time.",
             default="hint",
+            form="hint|always",
         ),
         Field(
-            "pull", "Seconds between two pulls of what webhooks did not bring; 0: none. Default: the installation's."
+            "pull",
+            "Seconds between two pulls of what webhooks did not bring; 0: none. Default: the installation's.",
+            form="[0-9]{1,8}",
         ),
     ),
     webhook_auth=(

@@ -5,6 +5,7 @@ A secret is never a word of the command line: those are kept by shells and shown
 
 from __future__ import annotations
 
+import re
 import secrets as random_secrets
 import sys
 import warnings
@@ -77,13 +78,17 @@ def pairs(given: Iterable[str], option: str) -> dict[str, str]:
 
 def check_settings(manifest: Manifest, given: dict[str, str]) -> None:
     """raises typer.BadParameter, which names the settings that there are"""
-    known = [field.name for field in manifest.fields if not field.secret] + [WEBHOOK_AUTH]
+    settings = {field.name: field for field in manifest.fields if not field.secret}
     secret = {field.name for field in manifest.fields if field.secret}
-    for name in given:
+    for name, value in given.items():
         if name in secret:
             raise typer.BadParameter(f"{name}: is a secret; use --secret {name}, --secret-file or --secret-stdin")
-        if name not in known:
-            raise typer.BadParameter(f"{name}: {manifest.title} has no such setting; known: {', '.join(sorted(known))}")
+        if name not in settings and name != WEBHOOK_AUTH:
+            known = ", ".join(sorted({*settings, WEBHOOK_AUTH}))
+            raise typer.BadParameter(f"{name}: {manifest.title} has no such setting; known: {known}")
+        field = settings.get(name)
+        if field is not None and field.form is not None and not re.fullmatch(field.form, value):
+            raise typer.BadParameter(f"{name}: has another form. {field.help}")
     schemes = [auth.scheme.value for auth in manifest.webhook_auth]
     if given.get(WEBHOOK_AUTH, schemes[0] if schemes else "") not in schemes and WEBHOOK_AUTH in given:
         raise typer.BadParameter(f"{WEBHOOK_AUTH}: one of {', '.join(schemes) or 'none: it sends no webhooks'}")

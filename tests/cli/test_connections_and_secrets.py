@@ -84,6 +84,9 @@ async def test_secrets_come_from_prompt_file_and_stdin_and_are_never_shown(stayb
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--set", "currency=euro"), "currency: has another form. ISO 4217 code"),
+        (("--set", "fetch=allways"), "fetch: has another form. `hint`: read a booking"),
+        (("--set", "pull=5m"), "pull: has another form. Seconds between two pulls"),
         (("--set", "curency=EUR"), "known: base_url, currency, fetch, pull, webhook_auth, webhook_header"),
         (("--set", "webhook_auth=none"), "one of hmac, header"),
         (("--set", "webhook_secret=hunter2"), "use --secret webhook_secret"),
