@@ -74,7 +74,7 @@ class Lane:
     async def waiting(self) -> list[Work]:
         async def look() -> list[Claimed]:
             async with self._pool.acquire() as connection:
-                return await store.older_in_lane(connection, self._newest.row.id, PAGE + 1)
+                return await store.older_in_lane(connection, self._newest.row.id, PAGE)
 
         of = self._newest
         return [Work(row, self._now(), of.known, call=of.call) for row in await outlast(look)]

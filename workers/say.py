@@ -35,7 +35,7 @@ class Older(Protocol):
     """What waits in the lane of a delivery and is older (workers/lane.py)."""
 
     async def waiting(self) -> list[Work]:
-        """The oldest, one more than a page at most."""
+        """The oldest, a page at most."""
         ...
 
     def read(self, older: Work) -> Command:
@@ -63,10 +63,11 @@ async def say(session: VendorSession, newest: Work, older: Older, repeat: Repeat
     waiting = await older.waiting()
     # Parts are settled in their order, so of an attempt that did not end only what comes first now may have been done. Beyond a page
     # nobody has looked whether one has begun.
-    doubt = newest.doubt or len(waiting) > PAGE or any(work.row.starts for work in waiting)
+    doubt = newest.doubt or len(waiting) >= PAGE or any(work.row.starts for work in waiting)
     saying = _Saying(session, newest, newest.command, older, repeat, doubt)
-    while len(waiting) > PAGE:
-        await saying.part(waiting[:PAGE])
+    # A full page goes without the newest: so what went out in one call with the newest of another attempt is in one page with it.
+    while len(waiting) >= PAGE:
+        await saying.part(waiting)
         waiting = await older.waiting()
     reply = await saying.part([*waiting, newest])
     if reply is None:

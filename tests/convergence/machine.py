@@ -118,7 +118,7 @@ class Lane:
         of = self._newest
         return [
             delivery_rows.Work(row, of.started_at, of.known)  # type: ignore[arg-type]
-            for row in self._machine.tables.older_in_lane(of.row, PAGE + 1)  # type: ignore[arg-type]
+            for row in self._machine.tables.older_in_lane(of.row, PAGE)  # type: ignore[arg-type]
         ]
 
     def read(self, older: delivery_rows.Work) -> Command:
