@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from schemas.entities import Reservation, Sourced
 
+    from .model import Event
     from .outside import Outside, Said
     from .vendor import Write
 
@@ -51,7 +52,7 @@ def broken(played: Outside) -> list[str]:
 def _nothing_is_open(played: Outside) -> Iterator[str]:
     over = {EventStatus.DONE, EventStatus.SKIPPED, EventStatus.SUPERSEDED}
     for event in played.tables.events.values():
-        if event.status not in over:
+        if event.status not in over and not _left_behind(played, event):
             yield f"{event.event_type} {event.idempotency_key} is {event.status} in the end"
 
 
@@ -133,33 +134,52 @@ def _the_vendor_has_what_was_written(played: Outside) -> Iterator[str]:
 
 
 def _availability_in_order(played: Outside) -> Iterator[str]:
-    """What was requeued after it had failed may come after what is newer: that is not promised, so it is left out."""
+    """What was requeued after it had failed may come after what is newer: that is not promised, so it is left out. So is what
+    failed and was left behind, as far as nothing newer says the same nights."""
     wanted: dict[Any, Any] = {}
     unsure: set[Any] = set()
+    left: set[Any] = set()
     for said in played.said:
         if said.event_type != AVAILABILITY:
             continue
-        for period in said.data["periods"]:
-            names = {"available": "numAvail", "minStay": "minStay", "price": "price1"}
-            entry = {names.get(name, name): value for name, value in period.items()}
-            entry = {"from": entry.pop("first"), "to": entry.pop("last"), **entry}
-            if "price1" in entry:
-                entry["price1"] /= 100
-            wanted |= nights(entry)
-            if _was_requeued(played, said):
-                unsure |= nights(entry).keys()
+        names = _said_nights(said)
+        wanted |= names
+        delivery = _delivery(played, said)
+        if delivery is not None and delivery.requeued:
+            unsure |= names.keys()
+        left -= names.keys()
+        if delivery is not None and _left_behind(played, delivery):
+            left |= names.keys()
     written: dict[Any, Any] = {}
     for write in played.vendor.log:
         for entry in write.members.get("calendar", ()):
             written |= nights(entry)
     for place in wanted.keys() | written.keys():
-        if place not in unsure and wanted.get(place) != written.get(place):
+        if place not in unsure | left and wanted.get(place) != written.get(place):
             yield f"night {place}: {written.get(place)} at the vendor, {wanted.get(place)} said last"
 
 
-def _was_requeued(played: Outside, said: Said) -> bool:
-    delivery = played.tables.keys.get((True, f"{said.key}@{played.connection.id}"))
-    return delivery is not None and played.tables.events[delivery].requeued
+def _said_nights(said: Said) -> dict[Any, Any]:
+    """Of availability, as the vendor has them."""
+    found: dict[Any, Any] = {}
+    for period in said.data["periods"]:
+        names = {"available": "numAvail", "minStay": "minStay", "price": "price1"}
+        entry = {names.get(name, name): value for name, value in period.items()}
+        entry = {"from": entry.pop("first"), "to": entry.pop("last"), **entry}
+        if "price1" in entry:
+            entry["price1"] /= 100
+        found |= nights(entry)
+    return found
+
+
+def _delivery(played: Outside, said: Said) -> Event | None:
+    id_ = played.tables.keys.get((True, f"{said.key}@{played.connection.id}"))
+    return None if id_ is None else played.tables.events[id_]
+
+
+def _left_behind(played: Outside, event: Event) -> bool:
+    """It failed, and newer availability of its room went out before it was requeued: no requeue puts it behind that."""
+    return event.event_type == AVAILABILITY and event.status is EventStatus.FAILED and played.tables.gone_past(event)
 
 
 def _the_core_knows(played: Outside) -> Iterator[str]:
