@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from store import outbound as store
+from store.inbound import lock_open
 from store.results import keep
 from store.settle import bury, finish
 
@@ -107,7 +108,14 @@ class Lane:
     async def refused(self, older: Work, error: Exception) -> None:
         older.outcome = self._failed(older, error)
         now = self._now()
-        await self._settle(lambda connection: end(connection, [older], now))
+
+        async def write(connection: Connection) -> Batch | None:
+            # It has ended where the answer of this commit was lost: then it is not told once more.
+            if not await lock_open(connection, [older.row.id]):
+                return None
+            return await end(connection, [older], now)
+
+        await self._settle(write)
         observe([older], now)
 
     async def _settle(self, write: Callable[[Connection], Awaitable[Batch | None]]) -> None:

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from adapters.documents import without_card_data
-from adapters.errors import Malformed, Misconfigured, Unmapped, Unsupported
+from adapters.errors import Malformed, Unmapped, Unsupported
 from adapters.port import MARKER, Command, Effects, Hint, Recorded
 from schemas.commands import AvailabilityUpdate, BookingCancel, BookingCreate, BookingUpdate, CommandData
 from schemas.connection import Connection
@@ -154,7 +154,7 @@ def availability(
 
 
 def body_of(command: Command, connection: Connection) -> list[dict[str, Any]]:
-    """The body that says this command. raises Unsupported, Unmapped, Misconfigured: before any request"""
+    """The body that says this command. raises Unsupported, Unmapped: before any request"""
     match command.data:
         case BookingCreate() as data:
             return [_create(data, command, connection)]
@@ -314,7 +314,9 @@ def _price(minor: int | None, currency: str | None, vendors: str | None) -> dict
         raise Unsupported(f"beds24: a price in {currency} cannot be said: the property's currency is {vendors}")
     known = currency or vendors
     if known is None:
-        raise Misconfigured("beds24: no currency is known for a price; set the connection's `currency`")
+        raise Unsupported(
+            "beds24: a price cannot be said: no currency is known for it; set the connection's `currency`"
+        )
     amount = to_decimal(minor, known)
     # A float prints the same up to 15 digits; the vendor's largest price has 10.
     return {"price": int(amount) if amount == amount.to_integral_value() else float(amount)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,7 @@ from simulators.beds24.faults import Fault, FaultKind
 from simulators.core_pms import CorePms
 from store import connections, dead_letters, outbound
 from tests.fleet import COMPANY, CONNECTION, ROOM, World
-from workers import say
+from workers import lane, say
 
 CALENDAR = "POST /inventory/rooms/calendar"
 LOOK_UP = "GET /inventory/rooms/calendar"
@@ -142,6 +143,39 @@ async def test_an_older_one_that_is_not_mapped_is_parked_with_its_own_reason(wor
     assert await ends(world) == ["done", "failed", "superseded", "done"]
     assert available(world, 2) == 0
     assert "property: P-OLD has no id" in await world.db.fetchval("SELECT error_message FROM dead_letters")
+
+
+async def test_an_older_price_that_no_currency_is_known_for_is_parked_with_its_own_reason(
+    world: World, core: CorePms
+) -> None:
+    await connections.unset_config(world.db, CONNECTION, ["currency"])
+    await wait_behind_a_first(world, core)
+    await push(core, "a-2", 2, available=3, price=100)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.all_settled()
+    assert await ends(world) == ["done", "failed", "done"]
+    assert available(world, 2) == 0
+    assert "no currency is known" in await world.db.fetchval("SELECT error_message FROM dead_letters")
+
+
+async def test_a_refusal_whose_commit_was_not_answered_is_told_once(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def twice(act: Callable[[], Awaitable[Any]]) -> Any:
+        await act()
+        return await act()
+
+    monkeypatch.setattr(lane, "outlast", twice)
+    await wait_behind_a_first(world, core)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=2))
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.all_settled()
+    assert await ends(world) == ["done", "failed", "done"]
+    assert await world.db.fetchval("SELECT count(*) FROM core_events") == 3
+    assert await world.db.fetchval("SELECT attempts FROM dead_letters") == 1
 
 
 async def test_an_older_one_that_cannot_be_read_is_parked_with_its_own_reason(world: World, core: CorePms) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.beds24 import mapping
 from adapters.beds24.webhook import parse
-from adapters.errors import Malformed, Misconfigured, Unmapped, Unsupported
+from adapters.errors import Malformed, Unmapped, Unsupported
 from adapters.port import Command, Effects, Hint, WebhookRequest
 from schemas.commands import parse_command
 from schemas.entities import Guest, Sourced, Version
@@ -374,9 +374,9 @@ def test_a_price_in_another_currency_cannot_be_said() -> None:
 
 def test_a_price_needs_a_currency() -> None:
     nowhere = replace(HERE, currencies={})
-    with pytest.raises(Misconfigured, match="currency"):
+    with pytest.raises(Unsupported, match="currency"):
         said("pms.booking.create", STAY | {"totalPrice": 100}, nowhere)
-    with pytest.raises(Misconfigured, match="currency"):
+    with pytest.raises(Unsupported, match="currency"):
         said("pms.booking.update", {"reservationId": "r1", "totalPrice": 100}, nowhere)
 
 
