@@ -502,15 +502,17 @@ class DeliveryStage:
         leased = await store.lock_leased(connection, [(work.row.id, work.row.lease_token) for work in rest])
         done, rest = _held(done, succeeded), _held(rest, leased)
         now = self._now()
-        told = [succeeded_told, await end(connection, rest, now)]
+        told = [succeeded_told]
         told.append(await store.supersede(connection, [row for work in (*done, *rest) for row in absorbed_rows(work)]))
         await resolve(connection, [work.row.id for work in done if work.row.error_class is not None])
         ended = [*done, *rest]
+        # Dead letters are requeued in their order, a few at a time perhaps: behind the newest what is older would be left.
         for work in rest:
             if isinstance(work.outcome, Park) and work.doubt and work.itself and _replaced(work):
                 with_it, heard = await end_with(connection, work.row.id, work.known, work.outcome, now)
                 ended += with_it
                 told += heard
+        told.append(await end(connection, rest, now))
         return _Settled(ended, told)
 
 

@@ -147,13 +147,14 @@ async def end_with(
     connection: Connection, newest: UUID, known: Known | None, park: Park, now: datetime
 ) -> tuple[list[Work], list[Batch | None]]:
     """Those that wait behind a delivery that failed and may have been done all the same, with them in it or not: going out later,
-    they would put an older state back. Whether they do is for a person. returns them, and what others hear"""
+    they would put an older state back. Whether they do is for a person. The doubt stays the newest's: they were never begun by
+    themselves, and when they go again, are split by how many they are. returns them, and what others hear"""
     message = f"{park.message}; it waited with the newer {newest}, of which nobody knows whether it was done"
+    parked = replace(park, message=message)
     ended, told = [], []
     while rows := await store.older_in_lane(connection, newest, PAGE):
         works = [
-            Work(replace(row, payload=""), now, known, outcome=replace(park, message=message), doubt=True)
-            for row in rows
+            Work(replace(row, payload=""), now, known, outcome=parked, doubt=row.starts > 0) for row in rows
         ]
         told.append(await end(connection, works, now))
         ended += works

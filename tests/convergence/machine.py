@@ -492,7 +492,7 @@ class Machine(Outside):
         for row in self.tables.older_in_lane(newest.row, PAGE):  # type: ignore[arg-type]
             self.reached["ended with a newer one"] += 1
             now = self.clock.ours()
-            work = delivery_rows.Work(row, now, outcome=park, doubt=True)  # type: ignore[arg-type]
+            work = delivery_rows.Work(row, now, outcome=park, doubt=row.starts > 0)  # type: ignore[arg-type]
             self.tables.finish(delivery_rows.finish_row(work, now))
 
     def _die_out(self, a: int, _b: int) -> None:

@@ -329,6 +329,23 @@ async def test_nothing_older_goes_out_behind_one_that_failed_and_may_have_been_d
     await heard(core, "core.command.failed", older)
 
 
+async def test_what_failed_with_the_newest_goes_again_before_it_and_is_split_as_ever(
+    world: World, core: CorePms
+) -> None:
+    await many_wait(world, 7, 1)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=LOOK_UP, count=2))
+    await push(core, "newest", 2, available=0)
+    await world.until("SELECT count(*) FROM dead_letters", equals=8)
+    letters = "SELECT e.id FROM dead_letters d JOIN channel_events e ON e.id = d.event_id ORDER BY d.id"
+    assert [row["id"] for row in await world.db.fetch(letters)] == await ids(world)
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, count=4))  # all eight, four, two, the oldest
+    async with world.db.transaction():
+        assert len(await dead_letters.requeue(world.db, await ids(world), "test")) == 8
+    await world.all_settled(20)
+    assert await ends(world) == ["failed", *["superseded"] * 6, "done"]
+
+
 async def test_what_was_not_said_keeps_nothing_older_from_its_turn(world: World, core: CorePms) -> None:
     """The newest fails with the part ahead of it, and nobody wonders whether it was done itself."""
     await wait_behind_a_first(world, core)
