@@ -153,7 +153,10 @@ async def requeue(
 
 
 async def abandon(connection: Connection, letter_ids: Sequence[UUID], actor: str, reason: str) -> list[dict[str, Any]]:
-    """Gives up, for good and with a reason; lanes that were held go on. What is being sent just now is left alone."""
+    """In a transaction. Gives up, for good and with a reason; lanes that were held go on. What is being sent just now is left alone,
+    alone or with something newer."""
+    event_ids = [row["event_id"] for row in await connection.fetch(_SQL["events_of"], letter_ids)]
+    await connection.execute(_SQL["take_lanes"], event_ids)
     rows = [dict(row) for row in await connection.fetch(_SQL["abandon"], letter_ids, actor, reason)]
     await wake_lanes(connection, [row["lane"] for row in rows if row["lane"]])
     return rows

@@ -98,6 +98,9 @@ SELECT take_lane(id, lane, lane_policy, seq)
 FROM (SELECT DISTINCT ON (lane) id, lane, lane_policy, seq FROM channel_events
       WHERE id = ANY ($1::uuid[]) AND lane IS NOT NULL ORDER BY lane) l
 
+-- name: events_of
+SELECT event_id FROM dead_letters WHERE id = ANY ($1::uuid[]) AND event_id IS NOT NULL
+
 -- name: overtaken
 -- Of these events, those that a requeue leaves because of something newer.
 SELECT id FROM unnest($1::uuid[]) AS g (id) WHERE is_overtaken(id)
@@ -120,19 +123,21 @@ FROM event WHERE e.id = event.id
 RETURNING e.id, e.company_id
 
 -- name: abandon
--- Also of what runs again and waits; what a worker holds at this moment is left alone.
+-- Also of what runs again and waits; what a worker holds at this moment is left alone, and so is what it says with a newer one.
 WITH wanted AS (
     SELECT id, event_id FROM dead_letters WHERE id = ANY ($1::uuid[]) AND status IN ('pending', 'retrying')
 ), event AS (
-    SELECT e.id, e.status FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) ORDER BY e.id FOR UPDATE
+    SELECT e.id, e.status, e.status = 'processing' OR e.lane_policy = 'supersede' AND e.status IN ('received', 'retrying')
+        AND EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.status = 'processing') AS held
+    FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) ORDER BY e.id FOR UPDATE OF e
 ), given_up AS (
     UPDATE channel_events e SET status = 'abandoned', processed_at = clock_timestamp(), next_attempt_at = NULL
-    FROM event WHERE e.id = event.id AND event.status IN ('failed', 'received', 'retrying')
+    FROM event WHERE e.id = event.id AND NOT event.held AND event.status IN ('failed', 'received', 'retrying')
     RETURNING e.id, e.lane
 ), letter AS (
     UPDATE dead_letters d SET status = 'abandoned', resolved_by = $2, resolved_at = clock_timestamp(), notes = $3
     FROM wanted LEFT JOIN event ON event.id = wanted.event_id
-    WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying') AND event.status IS DISTINCT FROM 'processing'
+    WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying') AND event.held IS NOT TRUE
     RETURNING d.id, d.event_id, d.company_id
 )
 SELECT letter.id, letter.event_id, letter.company_id, given_up.lane

@@ -439,6 +439,26 @@ async def test_a_requeued_command_that_went_out_with_a_newer_one_is_told(world: 
     assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
 
 
+async def test_what_is_being_said_with_a_newer_one_is_not_abandoned(world: World, core: CorePms) -> None:
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "a", 2, available=3)
+    await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    letter = await world.db.fetchval("SELECT id FROM dead_letters")
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    await push(core, "b", 3, available=0)
+    await retrying(world)
+    world.sim.faults.add(Fault(FaultKind.SLOW, operation=CALENDAR, seconds=2))
+    failed = (await ids(world))[0]
+    await requeue(world, failed)
+    await begun(world)
+    async with world.db.transaction():
+        assert await dead_letters.abandon(world.db, [letter], "test", "no") == []
+    await world.all_settled()
+    await heard(core, "core.command.succeeded", failed)
+    assert await ends(world) == ["superseded", "done"]
+    assert await world.db.fetchval("SELECT status FROM dead_letters") == "resolved"
+
+
 # ------------------------------------------------------------------ as a whole
 
 
