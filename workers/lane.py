@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from store import outbound as store
 from store.inbound import lock_open
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
     from .tell import Teller
 
+R = TypeVar("R")
+
 ENOUGH = 30.0  # seconds that are left for another part; else it is for the next attempt
+LAST = 5.0  # seconds before the end of an attempt: from then on it waits no more for the database
 
 
 class LeftForLaterError(Exception):
@@ -78,7 +81,7 @@ class Lane:
                 return await store.older_in_lane(connection, self._newest.row.id, PAGE)
 
         of = self._newest
-        return [Work(row, self._now(), of.known, call=of.call) for row in await outlast(look)]
+        return [Work(row, self._now(), of.known, call=of.call) for row in await self._outlast(look)]
 
     def read(self, older: Work) -> Command:
         return self._read(older.row)
@@ -96,7 +99,7 @@ class Lane:
             async with self._pool.acquire() as connection:
                 return await store.external_ids(connection, wanted)
 
-        return with_ids(command, at, await outlast(look))
+        return with_ids(command, at, await self._outlast(look))
 
     async def said(self, part: Sequence[Work]) -> None:
         *others, last = part
@@ -128,9 +131,22 @@ class Lane:
                     raise LeftForLaterError("its lease is another's")
                 return await write(connection)
 
-        await self._teller.tell([await outlast(settle)])
+        try:
+            told = await self._outlast(settle)
+        except LeftForLaterError:
+            newest.doubt = True  # it was said, and its row does not tell
+            raise
+        await self._teller.tell([told])
         if asyncio.get_running_loop().time() > newest.until - ENOUGH:
             raise LeftForLaterError("its lease would end before all that waits in its lane is said")
+
+    async def _outlast(self, act: Callable[[], Awaitable[R]]) -> R:
+        """As long as the attempt has time. A database that is away for longer is no fault of the vendor's."""
+        try:
+            async with asyncio.timeout_at(self._newest.until - LAST):
+                return await outlast(act)
+        except TimeoutError as error:
+            raise LeftForLaterError("the database was away") from error
 
 
 async def end(connection: Connection, works: Sequence[Work], now: datetime) -> Batch | None:

@@ -20,7 +20,7 @@ from simulators.beds24.faults import Fault, FaultKind
 from simulators.core_pms import CorePms
 from store import connections, dead_letters, outbound
 from tests.fleet import COMPANY, CONNECTION, ROOM, World
-from workers import lane, say
+from workers import delivery, lane, say
 
 CALENDAR = "POST /inventory/rooms/calendar"
 LOOK_UP = "GET /inventory/rooms/calendar"
@@ -277,6 +277,32 @@ async def test_a_body_that_is_said_again_has_the_same_key(world: World, core: Co
     await world.all_settled()
     _, failed, again = calls(world)
     assert (failed.body, failed.idempotency_key) == (again.body, again.idempotency_key)
+
+
+async def test_a_database_that_is_away_between_two_parts_counts_no_attempt(
+    world: World, core: CorePms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "CALL", lane.LAST + 5)
+    monkeypatch.setattr(lane, "ENOUGH", 1.0)
+    await wait_behind_a_first(world, core)
+    await push(core, "a", 2, "EUR", available=3, price=100)
+    await push(core, "b", 2, available=0, price=200)
+    await arrived(world, 3)
+    outlast, away = lane.outlast, asyncio.Event()
+
+    async def hangs(act: Callable[[], Awaitable[Any]]) -> Any:
+        if len(calls(world)) == 2 and not away.is_set():
+            away.set()
+            await asyncio.Event().wait()
+        return await outlast(act)
+
+    monkeypatch.setattr(lane, "outlast", hangs)
+    await world.all_settled(30)
+    assert away.is_set()
+    assert await ends(world) == ["done", "superseded", "done"]
+    assert told(world)[1:] == [[("02", 3)], [("02", 0)]]  # what was said is found there
+    assert await world.db.fetchval("SELECT max(attempts) FROM channel_events WHERE parent_id IS NOT NULL") == 1
+    assert not await world.db.fetchval("SELECT count(*) FROM call_circuits")
 
 
 async def test_who_lost_the_lease_between_two_parts_says_no_more(
