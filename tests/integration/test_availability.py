@@ -60,6 +60,9 @@ async def wait_behind_a_first(world: World, core: CorePms, seconds: float = 1.5)
 
 
 async def a_new_window(world: World) -> None:
+    await world.until(
+        "SELECT count(*) FROM rate_budgets WHERE remaining < 1", equals=1
+    )  # noted behind the delivery's end
     budget = world.sim.account.credits
     if budget.opened is not None:
         budget.opened -= WINDOW
