@@ -169,9 +169,7 @@ async def end_with(
     parked = replace(park, message=message)
     ended, told = [], []
     while rows := await store.older_in_lane(connection, newest, PAGE):
-        works = [
-            Work(replace(row, payload=""), now, known, outcome=parked, doubt=row.starts > 0) for row in rows
-        ]
+        works = [Work(replace(row, payload=""), now, known, outcome=parked, doubt=row.starts > 0) for row in rows]
         told.append(await end(connection, works, now))
         ended += works
     return ended, told

@@ -97,7 +97,6 @@ class Recorder:
     async def _park(self, connection: Connection, poison: Mapping[UUID, Behind]) -> list[Work]:
         """returns what had to end with them"""
         letters = await store.park_poison(connection, [*poison])
-        await bury(connection, list(letters.values()))
         commands = [(letter, poison[id_].asleep) for id_, letter in letters.items() if not poison[id_].asleep.inbound]
         await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
         ended = []
@@ -106,6 +105,7 @@ class Recorder:
                 park = Park(Fault.POISON, letter.error_message, Owner.PIPELINE, letter.error_code)
                 with_it, _ = await end_with(connection, row.id, await self._known(row), park, self._now())
                 ended += with_it
+        await bury(connection, list(letters.values()))  # behind those: letters are requeued in their order
         return ended
 
     async def _known(self, row: Asleep) -> Known | None:
