@@ -339,8 +339,10 @@ async def test_credits_that_are_used_up_defer_and_do_not_count(world: World, cor
     await create(core, "B-9")
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
-    budget = await world.db.fetchrow("SELECT * FROM rate_budgets")
-    assert budget["remaining"] < 100
+    row = await world.db.fetchrow("SELECT attempts, starts FROM channel_events WHERE parent_id IS NOT NULL")
+    assert tuple(row) == (1, 0)
+    # What the vendor said of its budget is written when the core has heard of the booking.
+    await world.until("SELECT remaining < 100 FROM rate_budgets")
 
 
 @pytest.mark.parametrize("kind", [FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED_BARE])
