@@ -120,9 +120,6 @@ async def deaths_of(ground: Ground, process: str, place: str, id_: str) -> int:
             ground.begin(process, plan)
             while ground.world.processes[process].poll() is None:
                 if await connection.fetchval(parked, id_):
-                    # Not killed: what stands beside it in its third start would be in its fourth, and be parked as well.
-                    await asyncio.to_thread(ground.world.stop, process)
-                    await ground.ensure(process)
                     return deaths
                 await asyncio.sleep(0.05)
             deaths += 1

@@ -80,6 +80,34 @@ async def test_one_of_a_lane_is_claimed_of_those_that_are_woken_together(
     assert claimed == ([ids[-1]] if policy == "supersede" else [ids[0]])
 
 
+@pytest.mark.parametrize(
+    ("policy", "statuses", "woken"),
+    [
+        ("supersede", ["received", "received", "failed"], 1),  # what failed holds nobody: the newest that waits is next
+        ("supersede", ["failed", "received"], 1),
+        ("hold", ["received", "received"], 0),
+        ("hold", ["done", "failed", "received"], 1),
+    ],
+)
+async def test_who_is_next_in_a_lane(
+    database_url: str, pool: Pool, policy: str, statuses: list[str], woken: int
+) -> None:
+    ids = [await lane(database_url, status, policy) for status in statuses]
+    async with pool.acquire() as database:
+        (head,) = await outbound.lane_heads(database, ["room_type:RT1@beds24-acme"])
+    assert (head.id, head.status) == (ids[woken], statuses[woken])
+
+
+async def test_a_lane_that_is_held_by_what_failed_is_where_its_entity_is(database_url: str, pool: Pool) -> None:
+    """The update of a booking whose create has failed waits behind it, and is no dead letter of its own."""
+    failed = await lane(database_url, "failed", "hold")
+    async with pool.acquire() as database:
+        await database.execute("UPDATE channel_events SET lane = 'reservation:B-1@beds24-acme' WHERE id = $1", failed)
+        prefix = outbound.lane_prefix("reservation", "B-1")
+        found = await outbound.laned_connections(database, [("acme", prefix)])
+    assert found == {("acme", prefix): [("beds24-acme", "beds24")]}
+
+
 # ------------------------------------------------------------------------------------------------ the whole way
 
 

@@ -11,8 +11,10 @@ import asyncpg
 import pytest
 
 from schemas.ids import uuid7
-from store import relay
+from store import relay, results
+from store.ingest import mark_published
 from store.relay import Look
+from store.results import CoreEventRow
 
 COMMON = "id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload, status"
 UNPUBLISHED, STALE = Look("unpublished", 2), Look("stale", 60)
@@ -174,6 +176,78 @@ async def test_two_schedulers_share_the_work(database_url: str, db: Any) -> None
     await other.close()
     assert {row.id for row in first} | {row.id for row in second} == ids
     assert not {row.id for row in first} & {row.id for row in second}
+
+
+@pytest.mark.parametrize("look", ["due", "expired", "lost"])
+async def test_what_one_scheduler_takes_another_goes_past(database_url: str, db: Any, look: str) -> None:
+    status, since = {
+        "due": ("retrying", {"next_attempt_at": MINUTE_AGO}),
+        "expired": ("processing", {"lease_until": MINUTE_AGO}),
+        "lost": ("received", {"published_at": MINUTES_AGO}),
+    }[look]
+    ids = [await insert(database_url, status, **since) for _ in range(4)]
+    other = await asyncpg.connect(database_url)
+
+    async def take(connection: Any, limit: int) -> list[uuid.UUID]:
+        if look == "lost":
+            return [row.id for row in await relay.take_lost(connection, STALE, ids[:limit])]
+        return [row.id for row in await relay.take(connection, Look(look, 0), limit)]
+
+    async with db.transaction(), other.transaction():
+        first = await take(db, 2)
+        second = await asyncio.wait_for(take(other, 4), 10)
+    await other.close()
+    assert (sorted(first), sorted(second)) == (ids[:2], ids[2:])
+
+
+async def test_two_schedulers_tell_no_result_twice(database_url: str, db: Any) -> None:
+    for _ in range(3):
+        await results.keep(db, [CoreEventRow("acme", "beds24-acme", "core.x", "s", "{}", uuid7(), None)])
+    other = await asyncpg.connect(database_url)
+    async with db.transaction(), other.transaction():
+        first = await results.untold(db, 0, 2, [])
+        second = await asyncio.wait_for(results.untold(other, 0, 3, []), 10)
+        assert await results.untold(other, 60, 3, []) == []  # whoever made them may still be telling them
+    await other.close()
+    assert (len(first), len(second)) == (2, 1)
+    assert len({batch.id for batch in (*first, *second)}) == 3
+
+
+async def test_one_scheduler_at_a_time_takes_the_outbox(database_url: str, db: Any) -> None:
+    """Two that take the next rows each might record them in the wrong order."""
+    for _ in range(2):
+        await db.execute("INSERT INTO outbox (company_id, event_type, payload) VALUES ('acme', 'pms.note.add', '{}')")
+    other = await asyncpg.connect(database_url)
+    async with db.transaction():
+        assert len(await relay.outbox(db, 1)) == 1
+        async with other.transaction():
+            assert await asyncio.wait_for(relay.outbox(other, 10), 10) == []
+    await other.close()
+
+
+async def test_a_lease_that_ran_out_is_told_from_a_first_attempt(database_url: str, db: Any) -> None:
+    """By its error: the mark of its first wake-up, which may come late, does not cover the one that it needs now."""
+    id_ = await insert(database_url, "processing", lease_until=MINUTE_AGO, attempts=1, starts=1)
+    async with db.transaction():
+        await relay.take(db, Look("expired", 0), 10)
+    assert await db.fetchval("SELECT error_class FROM channel_events WHERE id = $1", id_) == "unknown"
+
+
+async def test_only_the_first_wake_up_is_marked(database_url: str, db: Any) -> None:
+    """What failed and was requeued is to be woken anew, what was given back at once, and what is settled needs no mark."""
+    first = await insert(database_url, "received")
+    others = [
+        await insert(database_url, "received", error_class="'transient'"),
+        await insert(database_url, "received", published_at=MINUTES_AGO),
+        await insert(database_url, "done"),
+    ]
+    before = await db.fetch("SELECT id, published_at FROM channel_events WHERE id = ANY ($1) ORDER BY id", others)
+    await mark_published(db, [first, *others])
+    assert await db.fetchval(
+        "SELECT published_at > now() - interval '1 minute' FROM channel_events WHERE id = $1", first
+    )
+    after = await db.fetch("SELECT id, published_at FROM channel_events WHERE id = ANY ($1) ORDER BY id", others)
+    assert after == before
 
 
 # ------------------------------------------------------------------------------------------------ stale

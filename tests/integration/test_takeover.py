@@ -7,10 +7,11 @@ import asyncio
 import asyncpg
 import pytest
 
-from store import connections
+from store import connections, relay
+from store.ingest import mark_published
 from store.pool import open_pool
 from store.presence import Presence
-from tests.integration.test_relay_rows import insert_delivery
+from tests.integration.test_relay_rows import STALE, insert, insert_delivery
 from workers.strays import Strays
 from workers.takeover import Takeover
 
@@ -70,6 +71,22 @@ async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(d
     assert await takeover.look() == 0
     clock.now += 6
     assert await takeover.look() == 1
+
+
+async def test_what_only_the_dead_knew_of_is_woken_though_the_mark_of_its_first_wake_up_comes_late(
+    database_url: str, pool
+) -> None:
+    await insert_delivery(database_url, worker="dead", lease=120)
+    turned_away = await insert(database_url, "received")
+    owner = await asyncpg.connect(database_url)
+    await connections.add_company(owner, "acme", "Acme", b"key")
+    await connections.add_connection(owner, "beds24-acme", "acme", "beds24", "Acme", None, {})
+    takeover = Takeover(pool, patience=0)
+    assert await takeover.look() == 1
+    await mark_published(owner, [turned_away])
+    found, _ = await relay.stale(owner, STALE, 10)
+    await owner.close()
+    assert [row.id for row in found] == [turned_away]
 
 
 async def test_a_token_that_a_dead_worker_was_renewing_is_another_s_to_renew(database_url: str, pool) -> None:
