@@ -193,6 +193,7 @@ class Ending:
             heard={id_: times for id_, times in heard.items() if id_ not in set(map(str, earlier))},
             letters=self.letters,
             calls=calls,
+            logged_calls=frozenset(row["id"] for row in self.events if row["request"] is not None),
             vendor_sound=False,
         )
 

@@ -138,6 +138,33 @@ def does_not_ask() -> None:
     delivery.ask_or_execute = say.ask_or_execute = execute
 
 
+def lets_echoes_through() -> None:
+    """What a vendor tells of our own writes is told to the core."""
+    from workers import inbound
+
+    inbound.is_echo = lambda *_: False
+
+
+def tells_another_state() -> None:
+    """Results say something else than what is stored."""
+    from workers import inbound_rows
+
+    original = inbound_rows.reservation_upserted
+
+    def upserted(reservation: Any, *more: Any) -> str:
+        return original(reservation.model_copy(update={"adults": reservation.adults + 1}), *more)
+
+    inbound_rows.reservation_upserted = upserted
+
+
+def forgets_names() -> None:
+    """What the vendor calls a booking that we made is not kept."""
+    from store import outbound
+
+    names = "FROM held WHERE external_id IS NOT NULL AND entity_type = 'reservation'"
+    _rewrite(outbound, "succeed", names, f"{names} AND false")
+
+
 def has_no_fence() -> None:
     """Every state of a reservation replaces the stored one, older ones too."""
     from store import inbound
@@ -172,6 +199,9 @@ BREAKAGES: dict[str, Callable[[], None]] = {
         settles_without_the_lease,
         seems_dead,
         does_not_ask,
+        lets_echoes_through,
+        tells_another_state,
+        forgets_names,
         has_no_fence,
         has_no_lanes,
     )

@@ -64,6 +64,7 @@ SELECT id, seq, direction, event_type, parent_id, idempotency_key, status, lane,
 FROM channel_events e"""
 _UNREST = """
 SELECT (SELECT count(*) FROM channel_events WHERE seq > $1 AND status IN ('received', 'processing', 'retrying'))
+     + (SELECT count(*) FROM pulls WHERE finished_at < clock_timestamp() - interval '1 hour')
      + (SELECT count(*) FROM core_batches) + (SELECT count(*) FROM outbox WHERE taken_at IS NULL)
      + cardinality($2::text[]) - (SELECT count(*) FROM channel_events
                                   WHERE seq > $1 AND parent_id IS NULL AND idempotency_key = ANY ($2))
@@ -265,7 +266,7 @@ class Ground:
     async def _a_minute_passes(self) -> None:
         """For what waits for one: a row that was woken by a scheduler that died before it published, a lease that its worker
         does not know of, because a network held the claim back and let it through when nobody waited for it any more (no call
-        takes so long), and the pause of a circuit."""
+        takes so long), the pull of a scheduler that died, and the pause of a circuit."""
         with contextlib.suppress(*AWAY):
             await self.execute(
                 "UPDATE channel_events SET published_at = published_at - interval '1 minute'"
@@ -274,6 +275,10 @@ class Ground:
             await self.execute(
                 "UPDATE channel_events SET lease_until = lease_until - interval '2 minutes'"
                 " WHERE status = 'processing' AND lease_until < clock_timestamp() + interval '105 s'"
+            )
+            await self.execute(
+                "UPDATE pulls SET lease_until = NULL, not_before = NULL WHERE finished_at < clock_timestamp() - interval '1 hour'"
+                " AND started_at < clock_timestamp() - interval '15 s'"
             )
             await self.execute("UPDATE call_circuits SET retry_at = retry_at - interval '1 minute'")
             await self.execute(
@@ -340,6 +345,19 @@ class Ground:
                 "SELECT external_id, check_in, check_out, adults, status FROM int_reservations WHERE external_id = ANY ($1)",
                 list(load.facts),
             )
+            told = await connection.fetch(
+                "SELECT r.external_id, c.data::text AS data FROM int_reservations r JOIN core_events c ON c.cause_id = r.source_event"
+                " WHERE r.external_id = ANY ($1)",
+                list(load.facts),
+            )
+            names = await connection.fetch(
+                "SELECT internal_entity_id, external_entity_id FROM int_mappings WHERE internal_entity_id = ANY ($1)"
+                " ORDER BY external_entity_id",
+                list(load.stays),
+            )
+            calls = await connection.fetch(
+                "SELECT event_id FROM sync_exchanges WHERE event_id = ANY ($1)", list(events)
+            )
             batches = await connection.fetchval("SELECT count(*) FROM core_batches")
         waiting = await insist(self.waiting, (*AWAY, AMQPError))
         if unroutable is None:
@@ -347,6 +365,9 @@ class Ground:
         else:
             waiting[UNROUTABLE] = waiting.get(UNROUTABLE, 0) - unroutable
         wanted, got = self._wanted(load)
+        wanted |= {f"names of {entity}": ids for entity, ids in self._ids(load).items()}
+        for row in names:
+            got.setdefault(f"names of {row['internal_entity_id']}", []).append(row["external_entity_id"])  # type: ignore[attr-defined]
         return Record(
             accepted=load.accepted,
             said=load.said,
@@ -365,9 +386,12 @@ class Ground:
                 for row in stored
             },
             vendors=load.facts,
+            told={row["external_id"]: _told_stay(row["data"]) for row in told},
+            echoes=frozenset(load.own),
             wanted=wanted,
             got=got,
             calls=self.journal.calls(self._calls),
+            logged_calls=frozenset(row["event_id"] for row in calls),
             look_up=LOOK_UP,
             waiting=waiting,
             results_waiting=batches,
@@ -375,6 +399,14 @@ class Ground:
             vendor_sound=load.vendor_sound,
             expected_letters=load.letters,
         )
+
+    def _ids(self, load: Load) -> dict[str, list[str]]:
+        """The vendor's, of what the core created."""
+        found: dict[str, list[str]] = {}
+        for id_, booking in self.world.sim.account.bookings.items():
+            if booking["lastName"] in load.stays:
+                found.setdefault(booking["lastName"], []).append(str(id_))
+        return {entity: sorted(ids) for entity, ids in found.items()}
 
     def _wanted(self, load: Load) -> tuple[dict[str, object], dict[str, object]]:
         """Bookings by the name that the core gave them, and the calendar's nights that were pushed."""
@@ -423,6 +455,12 @@ class Ground:
                 await channel.close()
         finally:
             await connection.close()
+
+
+def _told_stay(data: str) -> Stay:
+    """As a result says it."""
+    told = orjson.loads(data)["reservation"]
+    return Stay(told["checkIn"], told["checkOut"], told["adults"], told["status"] == "cancelled")
 
 
 async def database_of_its_own(stack: Stack) -> tuple[str, str]:

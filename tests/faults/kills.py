@@ -82,7 +82,8 @@ def deal(seed: int, kills: int, points: Sequence[Point] = POINTS) -> list[Deal]:
         if any(strike.point.step.needs == "returned" for strike in strikes["inbound"]):
             # Alone from the second return on.
             strikes["inbound"] = (Strike(_RETURN, 1), Strike(_RETURN, 1), *strikes["inbound"])
-        strikes["scheduler"] = decks["scheduler"].draw(MOST["scheduler"], _DEATHS)
+        # Nobody begins a pull of a connection while it seems that another scheduler is at it.
+        strikes["scheduler"] = decks["scheduler"].draw(MOST["scheduler"], _DEATHS | {"pull"})
         if any(strike.point.step.needs in _DEATHS for strike in strikes["scheduler"]):
             # The scheduler is armed, then a worker dies in the middle of a call; and nobody else disturbs the two.
             strikes["outbound"] = (Strike(_DEATH, 1),)

@@ -22,7 +22,7 @@ from simulators.beds24.state import Author
 from simulators.bookings import deliveries, generate, truth
 from store.outbound import insert_commands
 from tests.faults.oracle import Accepted, Said, Stay
-from tests.fleet import COMPANY
+from tests.fleet import COMPANY, CONNECTION
 from topology.declared import DEAD_LETTERS, EVENTS, dlq
 from workers.commands import command_row
 
@@ -68,10 +68,13 @@ class Load:
         """bookings that the simulator holds and of which a webhook told"""
         self.stays: dict[str, Stay] = {}
         self.nights: dict[str, dict[str, dict[str, float]]] = {room: {} for room in ROOMS}
+        self.own: set[UUID] = set()
+        """events of webhooks that tell of nothing but what the commands made"""
         self.letters = 0
         """unreadable messages that were sent"""
         self.problems: list[str] = []
         self.vendor_sound = True
+        self._pulled = False
         self._rooms = {room: asyncio.Lock() for room in ROOMS}
         self._under_way: set[asyncio.Task[None]] = set()
         self._stories: list[str] = []
@@ -120,8 +123,10 @@ class Load:
 
     # ------------------------------------------------------------------ webhooks
 
-    async def deliver(self, body: Any) -> None:
-        async def send() -> None:
+    async def deliver(self, body: Any) -> tuple[UUID, ...]:
+        """returns the ids in the answer"""
+
+        async def send() -> tuple[UUID, ...]:
             answer = await self._ground.world.webhook(body)
             if answer.status_code in {429, 503}:
                 raise OSError("not now")
@@ -130,8 +135,10 @@ class Load:
             if "None" in ids:
                 self.problems.append(f"ingress: {answer.status_code} without the id of the event that it is about")
             self.accepted.append(Accepted(tuple(UUID(id_) for id_ in ids if id_ != "None")))
+            return self.accepted[-1].ids
 
-        await insist(send)
+        found: tuple[UUID, ...] = await insist(send)
+        return found
 
     async def history(self, bookings: int = 6, changes: int = 3) -> None:
         """Some bookings' whole lives, three webhooks in ten twice, in any order, by four senders."""
@@ -177,7 +184,9 @@ class Load:
         for id_, booking in list(account.bookings.items()):
             if booking["lastName"] in entities:
                 self.at_vendor.add(id_)
-                await self.deliver(account.webhook_body(id_))
+                told = await self.deliver(account.webhook_body(id_))
+                # A pull may have told what a booking was between two commands: what the core had said before is news then.
+                self.own.update(() if self._pulled else told)
 
     # ------------------------------------------------------------------ commands
 
@@ -268,6 +277,24 @@ class Load:
         self._ground.slow("POST /inventory/rooms/calendar", 0.5, 2)
         for currency in ("EUR", None) * 3:  # None: the connection's own, which is the same
             await self.push(currency, priced=True)
+
+    async def _errand_pull(self) -> None:
+        """A guest books, no webhook tells of it, and a pull is due: that of a scheduler that is dead has no lease any more."""
+        self._pulled = True
+        arrival = date(2027, 1, 1) + timedelta(days=self._dice.randrange(300))
+        stay = {"arrival": arrival.isoformat(), "departure": (arrival + timedelta(days=3)).isoformat()}
+        booked = self._ground.world.sim.account.book(
+            {"roomId": ROOMS["RT1"], **stay, "lastName": "Pull", "numAdult": 2}
+        )
+        assert booked.id is not None
+        self.at_vendor.add(booked.id)
+        await self._ground.execute(
+            "INSERT INTO pulls AS p (connection_id, company_id, covered_until, finished_at)"
+            " VALUES ($1, $2, clock_timestamp(), clock_timestamp() - interval '1 day') ON CONFLICT (connection_id) DO UPDATE"
+            " SET finished_at = EXCLUDED.finished_at, not_before = NULL,"
+            " lease_until = CASE WHEN p.started_at > clock_timestamp() - interval '15 s' THEN p.lease_until END",
+            CONNECTION, COMPANY,
+        )  # fmt: skip
 
     async def _errand_outbox(self) -> None:
         await self.story("outbox")

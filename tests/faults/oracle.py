@@ -17,6 +17,8 @@ CREATE = "pms.booking.create"
 AVAILABILITY = "pms.availability.update"
 OPEN = frozenset({"received", "processing", "retrying"})
 ENDED = frozenset({"done", "skipped", "superseded", "failed", "abandoned"})
+SUCCEEDED, FAILED = "core.command.succeeded", "core.command.failed"
+TOLD_AS = {"done": SUCCEEDED, "superseded": SUCCEEDED, "failed": FAILED}  # what others hear of a command that ended so
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,11 @@ class Record:
     heard          result ids as the core heard them; each at least once
     letters        event ids of dead letters; None where there is no event
     stored         external id → booking as we hold it
+    told           external id → that booking as the core was told it by the event that stored it last; none for an echo
+    echoes         ids of events that tell of nothing but our own writes
     vendors        external id → booking as the vendor holds it, of those that were told by webhook
     wanted, got    entity → the state that the commands ask for, and the vendor's; comparable values
+    logged_calls   ids of deliveries with a line in the log of what was said to the vendor
     look_up        the command types whose effect the vendor lets us look up
     waiting        queue → messages left over; results_waiting: results that nobody was told
     vendor_sound   every answer of the vendor was a good one: then a fact is handled in one attempt
@@ -102,9 +107,12 @@ class Record:
     letters: Sequence[UUID | None] = ()
     stored: Mapping[str, Stay] = field(default_factory=dict)
     vendors: Mapping[str, Stay] = field(default_factory=dict)
+    told: Mapping[str, Stay] = field(default_factory=dict)
+    echoes: frozenset[UUID] = frozenset()
     wanted: Mapping[str, object] = field(default_factory=dict)
     got: Mapping[str, object] = field(default_factory=dict)
     calls: Sequence[Call] = ()
+    logged_calls: frozenset[UUID] = frozenset()
     look_up: frozenset[str] = frozenset({CREATE})
     waiting: Mapping[str, int] = field(default_factory=dict)
     results_waiting: int = 0
@@ -116,7 +124,7 @@ class Record:
 def violations(record: Record) -> list[str]:
     """Empty when every promise was kept."""
     found: list[str] = []
-    for check in (_lost, _open, _state, _results, _commands, _effects, _letters, _attempts, _rest):
+    for check in (_lost, _open, _state, _told, _results, _commands, _effects, _letters, _attempts, _rest):
         found += check(record)
     found += [f"repeated: {said}" for said in _repeats(record, record.look_up)]
     found += [*_order(record), *_lanes(record)]
@@ -157,6 +165,16 @@ def _state(record: Record) -> Iterator[str]:
             yield f"state: {entity} is {got} at the vendor, the commands say {wanted}"
 
 
+def _told(record: Record) -> Iterator[str]:
+    """The core was told what is stored, and nothing of what it had said itself."""
+    for id_, told in record.told.items():
+        if (ours := record.stored.get(id_)) != told:
+            yield f"told: booking {id_} is {ours} here and was told as {told}"
+    for id_ in record.echoes:
+        if (row := record.events.get(id_)) is not None and row.status != "skipped":
+            yield f"told: {row.type} {id_} ({row.status}) is an echo of our own write"
+
+
 def _results(record: Record) -> Iterator[str]:
     """One result for each fact applied and each delivery ended; each told, and nothing told that is not stored."""
     by_cause = Counter(cause for _, cause, _ in record.results)
@@ -170,6 +188,10 @@ def _results(record: Record) -> Iterator[str]:
             due = 1 if row.status in {"done", "superseded", "failed"} else 0
         if told != due:
             yield f"results: {row.type} {row.id} ({row.status}) has {told} results, not {due}"
+    for id_, cause, type_ in record.results:
+        of = record.events.get(cause)
+        if of is not None and of.direction == "outbound" and type_ != TOLD_AS.get(of.status):
+            yield f"results: {of.type} {cause} ({of.status}) was told as {type_} in {id_}"
     for cause, told in by_cause.items():
         yield f"results: {told} of an event {cause} that is not there"
     known = {str(id_) for id_, *_ in record.results}
@@ -208,6 +230,8 @@ def _effects(record: Record) -> Iterator[str]:
     for key, row in deliveries.items():
         if row.status == "done" and key not in applied:
             yield f"effects: {key} is done, and the vendor knows nothing of it"
+        if row.status == "done" and row.id not in record.logged_calls:
+            yield f"effects: {key} is done, and what was said is not in the log"
         if row.status == "superseded" and key in applied and record.unhurt:
             yield f"effects: {key} is superseded, and was sent"
     for key in {call.key for call in record.calls} - deliveries.keys():

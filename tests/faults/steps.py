@@ -80,6 +80,7 @@ INBOUND = (
     Step("inbound", "handle", "workers.inbound:InboundStage._interpret", _AROUND, 8),
     Step("inbound", "lease", "workers.hints:store.lease", _AROUND, 2, needs="hints"),
     Step("inbound", "fetch", _SEND, _ALL, 2, where=("operation", "bookings.read"), needs="hints", into=_HTTP),
+    Step("inbound", "renewal", "workers.sessions:connections.begin_renewal", _AFTER, 1, found=True, needs="token"),
     Step("inbound", "grant", _SEND, _AROUND, 1, where=("operation", "authentication.token"), needs="token"),
     Step("inbound", "token", "workers.sessions:connections.put_secret", _AROUND, 1, needs="token"),
     Step("inbound", "apply", "workers.inbound:store.apply_states", _ALL, 3),
@@ -162,6 +163,10 @@ SCHEDULER = (
     Step("scheduler", "bury", "workers.recorder:bury", _AROUND, 1, needs="letters"),
     Step("scheduler", "letter-ack", "topology.consumer:Consumer.settle", _AROUND, 1, needs="letters"),
     Step("scheduler", "letter-acked", "topology.consumer:_Session._send", _AROUND, 1, needs="letters"),
+    Step("scheduler", "pull-claim", "workers.pull:store.claim", _AFTER, 1, found=True, needs="pull"),
+    Step("scheduler", "pull-hold", "workers.pull:store.hold", _AFTER, 1, needs="pull"),
+    Step("scheduler", "pull-record", "workers.pull:record_facts", _AROUND, 1, needs="pull"),
+    Step("scheduler", "pull-finish", "workers.pull:store.finish", _AROUND, 1, needs="pull"),
     Step("scheduler", "gauge", "workers.upkeep:relay.backlog", _AROUND, 1),
 )
 

@@ -35,6 +35,19 @@ async def stories(ground: Ground, load: Load, broken: str) -> None:
     await asyncio.gather(*(load.story("exchange", changes=2) for _ in range(5)))
 
 
+async def one_story(ground: Ground, load: Load, broken: str) -> None:
+    ground.begin("outbound", {"broken": broken})
+    await load.story("exchange", changes=0)
+    await ground.rest(load, 20)
+
+
+async def echoes(ground: Ground, load: Load, broken: str) -> None:
+    ground.begin("inbound", {"broken": broken})
+    await load.story("exchange", changes=1)
+    await ground.rest(load, 20)
+    await load.echoes()
+
+
 def killed_at(point: str, act: Callable[[Load], Awaitable[None]], *, again: bool = False) -> Scene:
     """again: broken after the kill, too"""
 
@@ -68,6 +81,9 @@ SCENES: dict[str, tuple[Scene, str]] = {
     "forgets_a_status": (histories, "(skipped) has 1 results"),
     "tells_twice": (histories, "has 2 results"),
     "tells_before_the_commit": (histories, "was heard and is not stored"),
+    "tells_another_state": (histories, "was told as"),
+    "lets_echoes_through": (echoes, "is an echo of our own write"),
+    "forgets_names": (one_story, "state: names of"),
     "has_no_fence": (backwards, "state: booking"),
     "acks_first": (killed_at("outbound.adopt.before", lambda load: load.story("exchange")), "lost: command"),
     "answers_first": (killed_at("ingress.insert.before", lambda load: load.history()), "lost: accepted"),

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.faults.oracle import Accepted, Call, EventRow, Record, Said, Stay, repeats, violations
+from tests.faults.oracle import FAILED, SUCCEEDED, Accepted, Call, EventRow, Record, Said, Stay, repeats, violations
 
 FACT, COMMAND, DELIVERY, UPDATE, UPDATING = (UUID(int=n) for n in range(1, 6))
 STAY = Stay("2027-01-01", "2027-01-03", 2, cancelled=False)
@@ -33,13 +33,18 @@ def sound() -> Record:
             UPDATING: row(UPDATING, 5, "outbound", "pms.booking.update", "u@", UPDATE),
         },
         logged=frozenset({FACT}),
-        results=[(UUID(int=10 + n), cause, "core") for n, cause in enumerate((FACT, DELIVERY, UPDATING))],
+        results=[
+            (UUID(int=10), FACT, "core.reservation.upserted"),
+            *((UUID(int=10 + n), cause, SUCCEEDED) for n, cause in ((1, DELIVERY), (2, UPDATING))),
+        ],
         heard={str(UUID(int=10 + n)): 1 for n in range(3)},
         stored={"7": STAY},
         vendors={"7": STAY},
+        told={"7": STAY},
         wanted={"B-1": [STAY]},
         got={"B-1": [STAY]},
         calls=[Call("c@", 1.0, 2.0, applied=True, created=True), Call("u@", 3.0, 4.0, applied=True)],
+        logged_calls=frozenset({DELIVERY, UPDATING}),
         waiting={"beds24.inbound": 0},
         unhurt=True,
     )
@@ -65,6 +70,13 @@ WRONG: dict[str, tuple[str, Callable[[Record], object]]] = {
     "an older state": ("state: booking 7", lambda r: setattr(r, "stored", {"7": replace(STAY, adults=1)})),
     "a booking that is not ours": ("state: booking 7", lambda r: setattr(r, "stored", {})),
     "two bookings for one command": ("state: B-1", lambda r: setattr(r, "got", {"B-1": [STAY, STAY]})),
+    "another state told": ("was told as", lambda r: setattr(r, "told", {"7": replace(STAY, adults=1)})),
+    "an echo told": ("is an echo", lambda r: setattr(r, "echoes", frozenset({FACT}))),
+    "a failure told of a success": (
+        f"was told as {FAILED}",
+        lambda r: setattr(r, "results", [*r.results[:2], (r.results[2][0], UPDATING, FAILED)]),
+    ),
+    "a call that is not in the log": ("not in the log", lambda r: setattr(r, "logged_calls", frozenset({UPDATING}))),
     "two results": ("results: beds24", lambda r: setattr(r, "results", [*r.results, (UUID(int=10), FACT, "core")])),
     "no result": ("results: beds24", lambda r: setattr(r, "results", r.results[1:])),
     "a result that nobody heard": ("never heard", lambda r: setattr(r, "heard", {})),
