@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from schemas.ids import uuid7
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Author, system_clock
 from simulators.core_pms import CorePms
-from tests.fleet import COMPANY, World
+from store import outbound
+from tests.fleet import COMPANY, CONNECTION, World
 from tests.integration.test_pull import lease, pulling
 
 DATA = {"propertyId": "P1", "roomTypeId": "RT1", "checkIn": "2027-03-01", "checkOut": "2027-03-04", "adults": 2}
@@ -203,3 +205,15 @@ async def test_what_is_refused_while_the_vendor_is_asked_hides_nobodys_own_chang
     await known.world.db.execute("DELETE FROM own_writes WHERE marker = 'm'")  # as after a refusal
     await known.world.all_settled()
     assert await known.heard("adults") == [3]
+
+
+async def test_the_note_of_what_we_write_is_of_the_last_attempt_and_keeps_the_vendors_id(world: World) -> None:
+    """Each attempt writes anew, perhaps minutes later; one that looks it up again may not know the id."""
+    note = uuid7(), COMPANY, CONNECTION
+    kept = "SELECT written_at, external_id, expected::text FROM own_writes"
+    await outbound.note_own_writes(world.db, [(*note, "7", "marker", '{"adults": 1}')])
+    first = await world.db.fetchrow(kept)
+    await outbound.note_own_writes(world.db, [(*note, None, "marker", '{"adults": 2}')])
+    second = await world.db.fetchrow(kept)
+    assert second["written_at"] > first["written_at"]
+    assert tuple(second)[1:] == ("7", '{"adults": 2}')

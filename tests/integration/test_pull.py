@@ -272,6 +272,22 @@ async def test_two_schedulers_never_pull_the_same_connection_at_once(world: Worl
     assert await due(world) == []
 
 
+async def test_a_pull_covers_what_was_before_its_begin_and_ends_no_lease_but_its_own(world: World) -> None:
+    ran_out = await lease(world, seconds=-1.0)
+    taken = await lease(world)
+    held = CONNECTION, taken.worker, taken.started_at
+    said: dict[str, Any] = {"listed": 0, "recorded": 0, "spread": 1.0, "covers": True}
+    assert not await pulls.hold(world.db, ran_out, LEASE)
+    await pulls.finish(world.db, ran_out, **said)
+    await pulls.fail(world.db, ran_out, "transient", "away", 60.0)
+    await pulls.put_off(world.db, ran_out, 60.0)
+    assert (CONNECTION, *(await pulls.holder(world.db, CONNECTION) or ())) == held
+    assert (await row(world))["failures"] == 0
+    await pulls.finish(world.db, taken, **said)
+    assert await pulls.holder(world.db, CONNECTION) is None
+    assert (await row(world))["covered_until"] == taken.started_at
+
+
 async def _claim_elsewhere(world: World, worker: str) -> Sequence[Lease]:
     async with open_parts("other", world.settings()) as parts, parts.pool.acquire() as connection:
         return await pulls.claim(connection, [CONNECTION], worker, LEASE)

@@ -284,6 +284,12 @@ async def test_the_look_goes_on_where_it_was(database_url: str, db: Any) -> None
     assert await stale(db, 2, last) == ids[2:]
 
 
+async def test_rows_of_one_time_are_read_to_their_end(database_url: str, db: Any) -> None:
+    ids = sorted([await insert(database_url, "received", published_at="'2000-01-01Z'") for _ in range(3)])
+    found, place = await relay.stale(db, STALE, 2)
+    assert [row.id for row in found] + await stale(db, 2, place) == ids
+
+
 async def test_what_waits_behind_its_lanes_head_is_left_to_the_head(database_url: str, db: Any) -> None:
     old = {"published_at": MINUTES_AGO, "lane": "'l'", "lane_policy": "'hold'"}
     head = await insert(database_url, "received", **old)

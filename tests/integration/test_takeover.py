@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from store import connections, relay
+from store import connections, inbound, relay
 from store.ingest import mark_published
 from store.pool import open_pool
 from store.presence import Presence
@@ -87,6 +87,19 @@ async def test_what_only_the_dead_knew_of_is_woken_though_the_mark_of_its_first_
     found, _ = await relay.stale(owner, STALE, 10)
     await owner.close()
     assert [row.id for row in found] == [turned_away]
+
+
+async def test_a_worker_prolongs_and_gives_back_only_what_it_still_has(database_url: str, pool) -> None:
+    mine = await insert_delivery(database_url, worker="me", lease=20)
+    others = await insert_delivery(database_url, worker="other", lease=20)
+    ended = await insert(database_url, "done", worker="'me'")
+    async with pool.acquire() as connection:
+        await inbound.prolong(connection, [mine, others, ended], "me", 120)
+        long = "SELECT id FROM channel_events WHERE lease_until > now() + interval '1 minute'"
+        assert [row["id"] for row in await connection.fetch(long)] == [mine]
+        await inbound.release(connection, [mine, others, ended], "me")
+        rows = await connection.fetch("SELECT id, status, starts FROM channel_events")
+    assert {tuple(row) for row in rows} == {(mine, "received", 0), (others, "processing", 1), (ended, "done", 0)}
 
 
 async def test_a_token_that_a_dead_worker_was_renewing_is_another_s_to_renew(database_url: str, pool) -> None:
