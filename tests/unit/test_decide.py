@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
 import pytest
 
 from adapters import errors
@@ -9,9 +14,11 @@ from adapters.port import Repeat
 from schemas.vocabulary import Fault, Owner
 from topology.retry import POLICIES, RetryPolicy
 from workers.decide import LONGEST, SETTLES, SOONEST, SPREAD, decide
-from workers.outcome import Park, Retry
+from workers.delivery_rows import Work, finish_row
+from workers.outcome import Defer, Done, Outcome, Park, Retry
 
 POLICY = POLICIES["channel_event"]
+_AT = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 def outcome(error: Exception, attempt: int = 1, repeat: Repeat = Repeat.SAFE) -> Retry | Park:
@@ -115,3 +122,22 @@ def test_an_unknown_end_that_nobody_can_look_up_is_a_persons() -> None:
     assert isinstance(outcome(errors.Unknown("x"), repeat=Repeat.ASK), Park)
     assert isinstance(outcome(errors.Unknown("x"), repeat=Repeat.LOOK_UP), Retry)
     assert isinstance(outcome(errors.Transient("x"), repeat=Repeat.ASK), Retry)
+
+
+@pytest.mark.parametrize(
+    ("became", "doubt", "attempts", "starts"),
+    [
+        (Done(None), True, 2, 0),
+        (Retry(Fault.TRANSIENT, "away", 1.0), False, 2, 0),
+        (Retry(Fault.UNKNOWN, "no answer", 1.0), True, 2, 1),
+        (Defer(_AT, "another begins alone"), True, 1, 2),
+        (Defer(_AT, "no budget"), False, 1, 2),
+    ],
+)
+def test_what_is_put_off_counts_neither_attempt_nor_start_and_begins_no_count_anew(
+    became: Outcome, doubt: bool, attempts: int, starts: int
+) -> None:
+    """Of a delivery at its second attempt, begun for the third time without an answer."""
+    row: Any = SimpleNamespace(id=UUID(int=1), attempts=2, starts=3, error_class=None)
+    finished = finish_row(Work(row, _AT, outcome=became, doubt=doubt), _AT)
+    assert (finished.attempts, finished.starts) == (attempts, starts)
