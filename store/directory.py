@@ -15,7 +15,7 @@ from .seal import SealError
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import asyncpg
 
@@ -70,17 +70,19 @@ class Directory:
     async def get(self, connection_id: str) -> Known | None:
         """raises SealError: it is not known, or not any more, and what is sealed of it cannot be opened"""
         entry = self._known.get(connection_id)
-        if entry is None:
+        if entry is None or self._is_too_old(entry):
             return await self._read(connection_id)
         at, known = entry
-        age = self._clock() - at
-        if known is None:
-            return None if age < self._miss_for else await self._read(connection_id)
-        if age > self._good_for:
-            return await self._read(connection_id)
-        if age > self._fresh_for:
+        if known is not None and self._clock() - at > self._fresh_for:
             self._begin(connection_id)
         return known
+
+    def ahead(self, connection_ids: Iterable[str]) -> None:
+        """Begins to read those for which `get` would wait one after the other."""
+        for id_ in connection_ids:
+            entry = self._known.get(id_)
+            if entry is None or self._is_too_old(entry):
+                self._begin(id_)
 
     async def again(self, connection_id: str) -> Known | None:
         """The value as it is in the database now; callers in a tenth of a second share one read. raises SealError"""
@@ -99,6 +101,11 @@ class Directory:
                 return None
             cipher = self._ciphers[company_id] = self._keys.cipher(company_id, wrapped)
         return cipher
+
+    def _is_too_old(self, entry: tuple[float, Known | None]) -> bool:
+        at, known = entry
+        age = self._clock() - at
+        return age >= self._miss_for if known is None else age > self._good_for
 
     async def _read(self, connection_id: str) -> Known | None:
         return await asyncio.shield(self._begin(connection_id))

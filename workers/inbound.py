@@ -8,7 +8,6 @@ A fact that is only a hint is another matter: workers/hints.py.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -152,8 +151,9 @@ class InboundStage:
             await self._bury_strangers([event for event in events if event.row_id not in rows])
         now = self._now()
         found = [rows[id_] for id_ in ids if id_ in rows and rows[id_].status in _OPEN]
-        at = list({row.connection_id for row in found})
-        known = dict(zip(at, await asyncio.gather(*map(self._known, at)), strict=True))
+        at = {row.connection_id for row in found}
+        self._directory.ahead(at)
+        known = {id_: await self._known(id_) for id_ in at}
         return [_work(row, known[row.connection_id], now) for row in found]
 
     async def _known(self, connection_id: str) -> Known | SealError | None:

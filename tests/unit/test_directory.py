@@ -18,8 +18,10 @@ class Database:
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
+        self.asked: list[str] = []
 
-    async def fetchrow(self, _sql: str, _connection_id: str) -> dict[str, Any]:
+    async def fetchrow(self, _sql: str, connection_id: str) -> dict[str, Any]:
+        self.asked.append(connection_id)
         said = {"id": "c", "company_id": "acme", "vendor": "beds24", "name": "C", "status": "active", "config": "{}"}
         secret = KEYS.cipher("acme", DATA_KEY).seal_bytes(self.secret.encode())
         none = dict.fromkeys(("external_account_id", "currencies", "previous_secret"))
@@ -56,3 +58,14 @@ async def test_under_way_nobody_waits_for_the_database_and_a_change_is_seen_in_s
     for _ in range(3):  # turns of the loop, in which it is read
         await asyncio.sleep(0)
     assert await story.secret() == "new"
+
+
+async def test_what_many_connections_wait_for_is_read_at_once_and_what_is_known_not_again() -> None:
+    story = Story()
+    await story.secret()
+    story.directory.ahead(["c", "d", "e"])
+    await asyncio.sleep(0)
+    assert story.database.asked == ["c", "d", "e"]
+    assert await story.directory.get("d") is not None
+    assert await story.directory.get("e") is not None
+    assert story.database.asked == ["c", "d", "e"]
