@@ -48,6 +48,7 @@ IDS_PER_CALL = 100  # also the page size that was reported
 ROOMS_PER_CALL = 20  # a year of nights each
 MAX_PAGES = 50  # an end for a server that always has a next page
 MAX_PULLED = 2_000  # pages: years of a large account's changes
+PASSES = 5  # over a list that loses something in each of them
 HORIZON = timedelta(days=364)  # with today: 365 nights
 
 # Left out by default: `cancelled`. A comma list and an unknown word are refused, so each is named.
@@ -87,26 +88,39 @@ class Beds24:
         return {hint: found[hint] for hint in wanted if hint in found}
 
     async def changes(self, session: Session, since: datetime) -> AsyncGenerator[Page]:
-        """Until now and no `modifiedTo`: a booking that changes again while pages are read would leave such a list, and
-        the one behind it would move over to a page that was read already."""
-        start = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        """Until now and no `modifiedTo`, so that a booking that changes again while pages are read stays in the list.
+
+        One that leaves it all the same (deleted), or moves to its end, has those behind it move forward, and the first of them
+        over to a page that was read already. So a list of several pages is read again, until a pass was whole.
+        """
+        start = _moment(since)
         params = [("modifiedFrom", start), *ALL_STATUSES]
         blocks = ("includeInvoiceItems", "includeInfoItems", "includeBookingGroup")  # as in a webhook
         params += [(block, "true") for block in blocks]
         unreadable: Malformed | None = None
-        began = session.now()
-        async for page, more in _each_page(session, "bookings.pull", "/bookings", params, most=MAX_PULLED):
-            facts = []
-            for document in page:
-                try:
-                    item = mapping.as_webhook(document) | {webhook.PULLED: began.isoformat()}
-                    facts.append(webhook.booking_fact(item, item["booking"], session.connection))
-                except Malformed as error:
-                    unreadable = error
-            yield Page(facts, more)
-            began = session.now()
+        began = first_began = session.now()
+        told: set[str | None] = {None}
+        before: Mapping[Any, str] | None = None
+        whole = False
+        for _ in range(PASSES):
+            seen: dict[Any, str] = {}
+            several = False
+            async for page, more in _each_page(session, "bookings.pull", "/bookings", params, most=MAX_PULLED):
+                facts, fault = _facts(page, session.connection, began)
+                unreadable = fault or unreadable
+                seen |= _modified(page)
+                whole = not more and (not several or _lost_nothing(before, seen, _moment(first_began)))
+                several = more
+                yield Page([fact for fact in facts if fact.idempotency_key not in told], not whole)
+                told |= {fact.idempotency_key for fact in facts}
+                began = session.now()
+            if whole:
+                break
+            before = seen
         if unreadable is not None:
             raise unreadable
+        if not whole:
+            raise Transient(f"beds24 bookings.pull: the list lost something each of {PASSES} times that it was read")
 
     async def execute(self, session: Session, command: Command) -> Reply:
         if command.event_type not in MANIFEST.commands:
@@ -322,6 +336,42 @@ async def _each_page(
         if not more:
             return
     raise Transient(f"beds24 {operation}: more than {most} pages")
+
+
+def _facts(page: Sequence[Any], connection: Connection, began: datetime) -> tuple[list[Fact], Malformed | None]:
+    """What of a page can be read, and why the rest cannot."""
+    facts, unreadable = [], None
+    for document in page:
+        try:
+            item = mapping.as_webhook(document) | {webhook.PULLED: began.isoformat()}
+            facts.append(webhook.booking_fact(item, item["booking"], connection))
+        except Malformed as error:
+            unreadable = error
+    return facts, unreadable
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _modified(page: Sequence[Any]) -> dict[Any, str]:
+    """When each booking was modified last, by its id."""
+    return {
+        document["id"]: str(document.get("modifiedTime"))
+        for document in page
+        if isinstance(document, dict) and isinstance(document.get("id"), int | str)
+    }
+
+
+def _lost_nothing(before: Mapping[Any, str] | None, seen: Mapping[Any, str], first_began: str) -> bool:
+    """Whether all that the pass before saw is there still, and nothing that it must have seen, too, is new. Then nothing moved forward
+    under it. What was modified since the first pass began may have come into the list by that.
+    """
+    if before is None:
+        return False
+    return before.keys() <= seen.keys() and all(
+        id_ in before or modified >= first_began for id_, modified in seen.items()
+    )
 
 
 def _failure(operation: str, response: Response, *, safe: bool, secret_texts: Sequence[str] = ()) -> AdapterError:

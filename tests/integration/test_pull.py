@@ -165,9 +165,42 @@ async def test_all_pages_come(whole: World, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(operations, "PAGE_SIZE", 2)
     for _ in range(5):
         book(whole)
-    assert await pull(whole) == Pulled(pages=3, listed=5, recorded=5)
+    assert await pull(whole) == Pulled(pages=6, listed=5, recorded=5)
     await whole.all_settled()
     assert await whole.db.fetchval(STORED) == 5
+
+
+async def test_a_booking_that_moves_forward_in_the_list_is_not_left_out(
+    whole: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vendor deletes one of the first page before the second is read."""
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    deleted, *others = [book(whole)["id"] for _ in range(5)]
+
+    def delete(_: Any) -> None:
+        whole.sim.account.erase(deleted)
+
+    async with pulling(whole, tell=delete) as puller:
+        assert await puller.run(await lease(whole)) == Pulled(pages=6, listed=5, recorded=5)
+    await whole.all_settled()
+    stored = {int(row["external_id"]) for row in await whole.db.fetch("SELECT external_id FROM int_reservations")}
+    assert stored == {deleted, *others}
+
+
+async def test_a_list_that_loses_something_whenever_it_is_read_is_covered_by_none(
+    whole: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    ids = [book(whole)["id"] for _ in range(20)]
+
+    def delete(_: Any) -> None:
+        whole.sim.account.erase(ids.pop(0))
+
+    async with pulling(whole, tell=delete) as puller:
+        with pytest.raises(Transient, match="the list lost something"):
+            await puller.run(await lease(whole))
+    kept = await row(whole)
+    assert (kept["error_class"], kept["covered_until"]) == ("transient", None)
 
 
 async def test_a_vendor_that_is_away_is_asked_later_from_the_same_time(whole: World) -> None:
@@ -213,7 +246,7 @@ async def test_a_page_that_fails_in_the_middle_leaves_the_rest_to_the_next(
     assert await whole.db.fetchval(EVENTS) == 2
     whole.sim.account.credits.used *= 0
     await whole.db.execute("DELETE FROM rate_budgets")
-    assert await pull(whole) == Pulled(pages=3, listed=5, recorded=3)
+    assert await pull(whole) == Pulled(pages=6, listed=5, recorded=3)
 
 
 async def test_what_cannot_be_read_does_not_stop_the_others_and_is_told(whole: World) -> None:
@@ -259,9 +292,9 @@ async def test_a_long_list_waits_in_the_middle_and_goes_on(whole: World, monkeyp
         await whole.db.execute("DELETE FROM rate_budgets")
 
     async with pulling(whole, sleep, told.append) as puller:
-        assert await puller.run(await lease(whole)) == Pulled(pages=4, listed=4, recorded=4)
+        assert await puller.run(await lease(whole)) == Pulled(pages=8, listed=4, recorded=4)
     assert len(waits) == 1
-    assert [type(step) for step in told] == [Pulled, Pulled, Waiting, Pulled, Pulled]
+    assert [type(step) for step in told] == [Pulled, Pulled, Waiting, *[Pulled] * 6]
     assert await whole.db.fetchval("SELECT remaining FROM rate_budgets") > 90
 
 
@@ -318,7 +351,7 @@ async def test_after_a_kill_the_next_covers_the_same_time(whole: World, monkeypa
     async with pulling(whole) as puller:
         with pytest.raises(LeaseLostError):
             await puller.run(dead)
-        assert await puller.run(heir) == Pulled(pages=2, listed=4, recorded=2)
+        assert await puller.run(heir) == Pulled(pages=4, listed=4, recorded=2)
     await whole.all_settled()
     assert await whole.db.fetchval(STORED) == 4
 
@@ -595,12 +628,12 @@ async def test_a_guest_that_cannot_be_opened_is_replaced_and_stops_no_other(
     await whole.all_settled()
     await whole.db.execute("UPDATE int_guests SET sealed = 'cut off'")
     book(whole)
-    assert await pull(whole) == Pulled(pages=2, listed=2, recorded=2)
+    assert await pull(whole) == Pulled(pages=4, listed=2, recorded=2)
     await whole.all_settled()
     cipher = await whole.cipher()
     for sealed in await whole.db.fetch("SELECT sealed FROM int_guests"):
         assert cipher.open(sealed["sealed"])["first_name"] == "Ada"
-    assert await pull(whole) == Pulled(pages=2, listed=2, recorded=0)
+    assert await pull(whole) == Pulled(pages=4, listed=2, recorded=0)
 
 
 async def test_what_an_adapter_chokes_on_stops_no_other(whole: World, monkeypatch: pytest.MonkeyPatch) -> None:

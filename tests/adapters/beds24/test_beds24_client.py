@@ -179,8 +179,68 @@ async def test_a_pull_lists_every_status_and_the_past_and_nothing_older(
     assert [fact.external_id for fact in await pulled(session, since)] == ids
     monkeypatch.setattr(operations, "PAGE_SIZE", 2)
     pages = [page async for page in adapter.changes(session, since)]
-    assert [len(page.facts) for page in pages] == [2, 2, 2]
-    assert [page.more for page in pages] == [True, True, False]
+    assert [len(page.facts) for page in pages] == [2, 2, 2, 0, 0, 0]  # once more: nothing was moved meanwhile
+    assert [page.more for page in pages] == [True] * 5 + [False]
+
+
+async def test_a_booking_that_moves_forward_while_pages_are_read_is_not_left_out(
+    world: ev.World, session: TestSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One before it is deleted: it comes over to the page that was read already, and the pass after that brings it."""
+    monkeypatch.setattr(operations, "PAGE_SIZE", 2)
+    account = world.sim.account
+    stay = {"roomId": ev.ROOM, "arrival": "2027-05-01", "departure": "2027-05-03"}
+    ids = [str(world.booking), *(str(account.book(stay).id) for _ in range(4))]
+    found = []
+    async for page in adapter.changes(session, datetime(2020, 1, 1, tzinfo=UTC)):
+        if not found:
+            account.erase(world.booking)
+        found += [fact.external_id for fact in page.facts]
+    assert sorted(found) == sorted(ids)
+    assert len(world.seen()) == 3 * 2  # the pass in which it was lost, and two that agree
+
+
+def listed(*bookings: tuple[int, str], more: bool) -> Response:
+    """A page of bookings, each with the time of its last change."""
+    data = [
+        {"id": id_, "propertyId": 1, "roomId": 2, "status": "new", "modifiedTime": f"2027-04-01T{at}Z"}
+        for id_, at in bookings
+    ]
+    return answered({"success": True, "data": data, "pages": {"nextPageExists": more}}, 200)
+
+
+BEFORE, DURING = "11:00:00", "12:00:01"  # TestSession's time is 12:00:00.5
+
+
+async def test_a_booking_that_a_change_of_another_moves_forward_is_not_left_out() -> None:
+    """Where a change takes a booking to the end of the list."""
+    unasked = listed(more=False)
+    session = scripted(
+        listed((1, BEFORE), (2, BEFORE), more=True),
+        listed((4, BEFORE), (1, DURING), more=False),
+        *[listed((2, BEFORE), (3, BEFORE), more=True), listed((4, BEFORE), (1, DURING), more=False)] * 2,
+        unasked,
+    )
+    facts = await pulled(session, datetime(2026, 1, 1, tzinfo=UTC))
+    assert {fact.external_id for fact in facts} == {"1", "2", "3", "4"}
+    assert session.http.answers == [unasked]  # type: ignore[attr-defined]
+
+
+async def test_what_comes_into_a_list_meanwhile_asks_for_no_further_pass() -> None:
+    first = listed((1, BEFORE), (2, BEFORE), more=True)
+    session = scripted(
+        first, listed((3, BEFORE), more=False), first, listed((3, BEFORE), (4, DURING), more=False), first
+    )
+    facts = await pulled(session, datetime(2026, 1, 1, tzinfo=UTC))
+    assert [fact.external_id for fact in facts] == ["1", "2", "3", "4"]
+    assert session.http.answers == [first]  # type: ignore[attr-defined]
+
+
+async def test_a_list_that_loses_something_in_each_pass_is_read_another_time() -> None:
+    passes = [(listed((n + 1, BEFORE), more=True), listed((99, BEFORE), more=False)) for n in range(client.PASSES)]
+    session = scripted(*[page for pages in passes for page in pages])
+    with pytest.raises(Transient, match="the list lost something"):
+        await pulled(session, datetime(2026, 1, 1, tzinfo=UTC))
 
 
 async def test_what_is_pulled_was_seen_when_its_page_was_asked_for(world: ev.World, session: TestSession) -> None:
