@@ -48,21 +48,40 @@ async def publish(publisher: Publisher, batch: Batch) -> bool:
 
 
 class Teller:
-    """marks: of told batches. most: batches that wait for their confirms at once; then telling waits, so memory stays."""
+    """Memory stays: what finds no room is left to the relay.
 
-    def __init__(self, publisher: Publisher, marks: Marks, *, most: int = 8) -> None:
+    marks     of told batches
+    most      batches that wait for their confirms at once
+    patience  seconds that one waits for room; once in vain, and none does until there is room again
+    """
+
+    def __init__(self, publisher: Publisher, marks: Marks, *, most: int = 8, patience: float = 0.5) -> None:
         self._publisher = publisher
         self._marks = marks
         self._room = asyncio.Semaphore(most)
+        self._patience = patience
+        self._in_vain = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def tell(self, batches: Iterable[Batch | None]) -> None:
         for batch in batches:
-            if batch is not None:
-                await self._room.acquire()
+            if batch is not None and await self._has_room():
                 task = asyncio.create_task(self._publish(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._told)
+
+    async def _has_room(self) -> bool:
+        """A burst waits for the broker; nobody waits for a listener's queue that never confirms."""
+        if self._in_vain and self._room.locked():
+            return False
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._room.acquire()
+        except TimeoutError:
+            self._in_vain = True
+            return False
+        self._in_vain = False
+        return True
 
     async def stop(self) -> None:
         if self._tasks:
