@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TRIES = 3  # of which the quickest tells it best: the others waited for this process
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux's goes on while a machine is suspended
 EVERY = 60.0  # seconds; in that time two clocks that nobody sets drift apart by a few milliseconds at most
+
+
+def since_boot() -> float:
+    return time.clock_gettime(CLOCK)
 
 
 class Clock:
     """Calling it tells the time in UTC. Between two looks it goes on by the monotonic clock, which nobody sets."""
 
-    def __init__(self, pool: Pool, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: Pool, *, monotonic: Callable[[], float] = since_boot) -> None:
         self._pool = pool
         self._monotonic = monotonic
         self._zero = datetime.min.replace(tzinfo=UTC)  # the database's time when the monotonic clock was at 0

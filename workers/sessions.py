@@ -31,6 +31,7 @@ FRESH = timedelta(seconds=2)
 # So long what came in place of a refused token is not replaced as well: the vendor may not know it everywhere yet, and one that
 # refuses whatever it grants is not to be asked for more with each call. Less than two retries take (workers.decide.SETTLES).
 SETTLING = timedelta(seconds=15)
+LONGEST = timedelta(days=365).total_seconds()  # a token that is said to live longer is renewed then
 PAUSE = 0.1  # seconds between looks whether another process has renewed a token
 RENEWAL = 45.0  # seconds that asking for one may take; longer than any call
 LEASE = 60.0  # seconds for which it is ours to ask, and to store what it brings
@@ -188,7 +189,8 @@ class Tokens:
         except BaseException:
             await self._give_up(connection, lease)
             raise
-        expires_at = self._now() + timedelta(seconds=grant.expires_in)
+        # In this order NaN, too, becomes one that can be stored: what it came with may have used an invite code up.
+        expires_at = self._now() + timedelta(seconds=max(0.0, min(LONGEST, grant.expires_in)))
 
         async def store() -> bool:
             async with self._pool.acquire() as database, database.transaction():

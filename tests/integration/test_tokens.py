@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapters.errors import Transient, Unauthorized
+from adapters.port import Grant
 from adapters.registry import adapter
 from adapters.transport import HttpTransport
 from ops.parts import open_parts
@@ -190,6 +191,19 @@ async def test_a_database_that_is_away_for_a_moment_is_waited_for(ground: Ground
     tokens._pool = Flaky()  # type: ignore[assignment]
     assert await tokens.current(BEDS24, ground.known)
     assert ground.asked() == [SETUP]
+
+
+@pytest.mark.parametrize("lifetime", [1e300, float("inf"), float("nan"), -1e300])
+async def test_what_an_invite_code_brought_is_kept_however_long_it_is_said_to_live(
+    ground: Ground, lifetime: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def grant(*_: Any) -> Grant:
+        return Grant("a token", lifetime, {"refresh_token": "the only way to the next"})
+
+    monkeypatch.setattr(type(BEDS24), "grant", grant)
+    tokens, _ = await ground.process()
+    assert await tokens.current(BEDS24, ground.known) == "a token"
+    assert "refresh_token" in await connections.secrets(ground.world.db, CONNECTION)
 
 
 async def test_a_token_is_renewed_before_it_ends_and_kept_till_then(ground: Ground) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, cast
 
-from store.clock import Clock
+import pytest
+
+from store.clock import Clock, since_boot
 
 THEN = datetime(2027, 3, 1, 12, tzinfo=UTC)
 
@@ -58,3 +61,10 @@ async def test_what_waited_for_a_session_or_for_the_loop_does_not_count() -> Non
     clock = Clock(cast("Any", database), monotonic=lambda: database.seconds)
     await clock.look()
     assert clock() == database.time
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no such clock")
+def test_it_goes_on_while_the_machine_is_suspended() -> None:
+    """CLOCK_MONOTONIC stands still then, and so would the time until the next look."""
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= since_boot() <= time.clock_gettime(time.CLOCK_BOOTTIME)
