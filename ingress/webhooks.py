@@ -173,7 +173,9 @@ class Webhooks:
         arrival.known = known
         if arrival.method not in adapter.manifest.webhook_methods:
             allowed = ", ".join(adapter.manifest.webhook_methods)
-            raise Problem(405, "method-not-allowed", f"{adapter.manifest.title} sends {allowed}")
+            problem = Problem(405, "method-not-allowed", f"{adapter.manifest.title} sends {allowed}")
+            problem.headers = {"Allow": allowed}
+            raise problem
         return adapter, known
 
     async def _directory_get(self, connection_id: str) -> Known | None:

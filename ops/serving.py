@@ -11,6 +11,7 @@ import socket
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -54,8 +55,47 @@ class _Whole:
             self._transport.write(data)
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Reads no body of a request that asks for an upgrade: its protocol hears where the head ended."""
+
+    def __init__(self, protocol: _Protocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._protocol = protocol
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # uvicorn feeds nothing else
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._protocol.asks_for_upgrade():
+                raise
+            self._protocol.go_on_without_upgrade(data[upgrade.args[0] :])
+
+
 class _Protocol(HttpToolsProtocol):
+    """RFC 9110, 7.8: whoever does not know the other protocol may go on as if nobody had asked for it. Java's client asks for h2c
+    with every request over plain HTTP.
+    """
+
     _head = 0  # bytes that came since the last ones of a body, or the end of a request
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)
+
+    def asks_for_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def go_on_without_upgrade(self, rest: bytes) -> None:
+        version = self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = _Parser(self)
+        self.parser.feed_data(b"\r\n".join([*head, b"", rest]))
+
+    def on_headers_complete(self) -> None:
+        if not self.asks_for_upgrade():
+            super().on_headers_complete()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the class above it
         super().connection_made(cast("asyncio.Transport", _Whole(transport)))
@@ -71,8 +111,9 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._head = 0
-        super().on_message_complete()
+        if not self.asks_for_upgrade():
+            self._head = 0
+            super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

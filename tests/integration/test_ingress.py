@@ -133,6 +133,7 @@ async def test_unknown_connections_and_vendors(edge: World, path: str) -> None:
 async def test_other_methods_and_paths_are_problems_too(edge: World) -> None:
     answer = await edge.http.delete(edge.url("ingress", f"/webhooks/beds24/{CONNECTION}"))
     await refused(edge, answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "GET, POST"
     nowhere = await edge.http.get(edge.url("ingress", "/nowhere"))
     assert (nowhere.status_code, nowhere.json()["code"]) == (404, "no-such-route")
 
