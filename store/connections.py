@@ -150,10 +150,12 @@ async def list_secrets(connection: Connection, connection_id: str | None) -> lis
     return list(await connection.fetch(_SQL["list_secrets"], connection_id))
 
 
-async def add_api_key(connection: Connection, company_id: str | None, name: str, scopes: Sequence[str]) -> str:
+async def add_api_key(
+    connection: Connection, company_id: str | None, name: str, scopes: Sequence[str], *, id_: UUID | None = None
+) -> str:
     """returns the key itself: only its hash is kept"""
     key = KEY_PREFIX + random_secrets.token_urlsafe(32)
-    await connection.execute(_SQL["add_api_key"], uuid7(), company_id, name, hash_key(key), list(scopes))
+    await connection.execute(_SQL["add_api_key"], id_ or uuid7(), company_id, name, hash_key(key), list(scopes))
     return key
 
 

@@ -23,7 +23,8 @@ from urllib.parse import parse_qs, urlsplit
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import AbstractChannel as RawChannel
-from aiormq.exceptions import ChannelClosed
+from aiormq.exceptions import ChannelClosed, InvalidFrameError
+from pamqp.commands import Connection as ConnectionFrames
 from yarl import URL
 
 from topology.acks import Transport
@@ -99,6 +100,10 @@ async def connect(
             error, StopAsyncIteration
         ):  # aiormq's word for a peer that hangs up in the middle of the handshake
             raise ConnectionError("the connection was closed while it was made") from error
+        if isinstance(error, InvalidFrameError) and ConnectionFrames.OpenOk.name in str(
+            error
+        ):  # the broker closed it instead
+            raise ConnectionError("there is no such virtual host, or it is not open to this user") from error
         raise
     return connection
 

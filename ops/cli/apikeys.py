@@ -34,26 +34,30 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it. It is shown this once: only its hash is kept."""
+    from schemas.ids import uuid7
+
     scopes = sorted({one.value for one in scope})
-    key = session.run(_create(company, name or "unnamed", scopes))
+    id_ = uuid7()
+    key = session.run(_create(id_, company, name or "unnamed", scopes))
     if as_json:
-        emit({"key": key, "company_id": company, "name": name or "unnamed", "scopes": scopes})
+        emit({"id": str(id_), "key": key, "company_id": company, "name": name or "unnamed", "scopes": scopes})
         return
     note(f"{', '.join(scopes)} for {company or 'every company'}; shown once, keep it now:")
     say(key)
 
 
-async def _create(company: str | None, name: str, scopes: list[str]) -> str:
+async def _create(id_: UUID, company: str | None, name: str, scopes: list[str]) -> str:
     import asyncpg
 
     from store import connections
 
     async with session.owner() as db:
         try:
-            key = await connections.add_api_key(db, company, name, scopes)
+            key = await connections.add_api_key(db, company, name, scopes, id_=id_)
         except asyncpg.ForeignKeyViolationError:
             raise session.no_company(company or "") from None
-        await connections.audit(db, session.actor(), company, "apikey.create", name, {"scopes": scopes})
+        details = {"name": name, "scopes": scopes}
+        await connections.audit(db, session.actor(), company, "apikey.create", str(id_), details)
     return key
 
 

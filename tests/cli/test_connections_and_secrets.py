@@ -238,6 +238,8 @@ async def test_api_keys_are_shown_once_and_revoked(acme: Cli, db: Db) -> None:
     assert key.startswith("sbk_")
     (row,) = (await acme("apikey", "list", "--json")).document
     assert row["scopes"] == ["admin", "pms:read"]
+    audited = await db.fetchval("SELECT target FROM audit_log WHERE action = 'apikey.create'")
+    assert audited == row["id"]
     assert key not in (await acme("apikey", "list")).out
     await acme("apikey", "revoke", row["id"])
     assert await db.fetchval("SELECT revoked_at IS NOT NULL FROM api_keys")

@@ -2,7 +2,7 @@ import asyncio
 import logging
 import socket
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -199,6 +199,13 @@ async def test_refused_credentials_do_not_appear_either(amqp_url: str, caplog: p
         await check(url, SMALL)
     assert "s3cret-word" not in str(away.value)
     assert "s3cret-word" not in caplog.text
+
+
+async def test_a_virtual_host_that_is_not_there_is_told_in_words(amqp_url: str) -> None:
+    url = urlunsplit(urlsplit(amqp_url)._replace(path="/nowhere"))
+    for question in (check, diff, apply):
+        with pytest.raises(BrokerUnavailable, match=r"/nowhere: .*there is no such virtual host, or .* this user$"):
+            await question(url, SMALL)
 
 
 async def test_a_broker_that_goes_away_in_the_middle_is_the_same_error(proxied_url: str, proxy: TcpProxy) -> None:
