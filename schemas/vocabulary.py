@@ -20,6 +20,10 @@ class EventStatus(StrEnum):
 
 OPEN_STATUSES = (EventStatus.RECEIVED, EventStatus.PROCESSING, EventStatus.RETRYING)
 
+# An event that began this often and never ended is what kills its workers. A row with one more has begun its last start; where
+# what is leased begins later, alone, a row with so many has not yet.
+MAX_STARTS = 3
+
 
 class Result(StrEnum):
     """What the core and whoever listens are told: types of events."""

@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 
 from schemas.ids import named, read_uuid, uuid7
-from schemas.vocabulary import Result
+from schemas.vocabulary import MAX_STARTS, Result
 
 from .results import Batch, CoreEventRow, told
 from .settle import SettledElsewhereError
@@ -113,7 +113,7 @@ async def warm(connection: Connection) -> None:
 
 async def start_alone(connection: Connection, id_: UUID) -> int | None:
     """How often it was started without an answer, this time included; None if it is settled."""
-    starts: int | None = await connection.fetchval(_SQL["start_alone"], id_)
+    starts: int | None = await connection.fetchval(_SQL["start_alone"], id_, MAX_STARTS)
     return starts
 
 
@@ -124,8 +124,13 @@ async def lease(
 
     token: of these leases alone. With the same one it may be repeated when its answer was lost.
     """
-    rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts, token)
+    rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts, token, MAX_STARTS)
     return {row["id"]: row["starts"] for row in rows}
+
+
+async def begin_alone(connection: Connection, id_: UUID, worker: str) -> None:
+    """Counts the last start of one that this worker has leased, just before it."""
+    await connection.execute(_SQL["begin_alone"], id_, worker, MAX_STARTS)
 
 
 async def prolong(connection: Connection, ids: Sequence[UUID], worker: str, seconds: float) -> None:
@@ -135,7 +140,7 @@ async def prolong(connection: Connection, ids: Sequence[UUID], worker: str, seco
 
 
 async def release(connection: Connection, ids: Sequence[UUID], worker: str) -> None:
-    """Leased and never begun: back to whoever is next, as if nothing had been."""
+    """Leased, and never begun or cut off: back to whoever is next, as if nothing had been."""
     await connection.execute(_SQL["release"], ids, worker)
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from schemas.ids import uuid7
-from schemas.vocabulary import Result
+from schemas.vocabulary import MAX_STARTS, Result
 
 from .results import Batch
 from .statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from .pool import Connection
@@ -191,7 +191,18 @@ async def laned_connections(
 
 async def claim(connection: Connection, ids: Sequence[UUID], worker: str, lease: float, token: UUID) -> list[Claimed]:
     """lease in seconds; token: of this claim alone. With the same one it may be repeated when its answer was lost."""
-    return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease, token)]
+    return [Claimed(*row) for row in await connection.fetch(_SQL["claim"], ids, worker, lease, token, MAX_STARTS)]
+
+
+async def begin_alone(connection: Connection, id_: UUID, token: UUID, lease: float) -> bool:
+    """Counts the last start of a claimed delivery, just before it. returns whether its lease is still held; it begins anew then"""
+    return await connection.fetchval(_SQL["begin_alone"], id_, token, lease, MAX_STARTS) is not None
+
+
+async def recount(connection: Connection, rows: Sequence[tuple[UUID, UUID, int]]) -> None:
+    """rows: (id, token of the lease, starts that count). Of those whose lease is still held"""
+    if rows:
+        await connection.execute(_SQL["recount"], *_columns(rows, 3))
 
 
 async def older_in_lane(connection: Connection, newest: UUID, most: int) -> list[Claimed]:
@@ -268,9 +279,10 @@ async def waiting(connection: Connection, connection_id: str, limit: int) -> lis
     return [row["id"] for row in await connection.fetch(_SQL["waiting"], connection_id, limit)]
 
 
-async def wake_waiting(connection: Connection, connection_ids: Sequence[str]) -> None:
+async def wake_waiting(connection: Connection, connection_ids: Collection[str], *, but: Collection[UUID] = ()) -> None:
     """The deliveries of these connections that nobody has begun are woken by the next look of the relay."""
-    await connection.execute(_SQL["wake_waiting"], connection_ids)
+    if connection_ids:
+        await connection.execute(_SQL["wake_waiting"], sorted(connection_ids), list(but))
 
 
 async def lane_heads(connection: Connection, lanes: Sequence[str]) -> list[LaneHead]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .outbound import wake_waiting
 from .session import Session
 
 if TYPE_CHECKING:
@@ -55,20 +54,18 @@ async def absent(connection: Connection, workers: Sequence[str]) -> set[str]:
 
 
 async def end_leases(connection: Connection, worker: str) -> int:
-    """The worker is dead: its leases end now, and what it had begun is unknown. returns how many
-
-    What it had turned away because so much was under way already is woken by the relay's next look: only the dead knew of it.
-    """
+    """The worker is dead: its leases end now, and what it had begun is unknown. What somebody holds locked, an operator perhaps,
+    is for a later look, and keeps none of the others. returns how many"""
     rows = await connection.fetch(
-        "UPDATE channel_events SET lease_until = clock_timestamp() WHERE status = 'processing' AND worker = $1"
-        " AND lease_until > clock_timestamp() RETURNING connection_id, parent_id",
+        "UPDATE channel_events SET lease_until = clock_timestamp() WHERE id IN ("
+        "SELECT id FROM channel_events WHERE status = 'processing' AND worker = $1 AND lease_until > clock_timestamp()"
+        " FOR UPDATE SKIP LOCKED) RETURNING 1",
         worker,
     )
-    behind = sorted({row["connection_id"] for row in rows if row["parent_id"] is not None})
-    if behind:
-        await wake_waiting(connection, behind)
     renewals = await connection.fetch(
-        "UPDATE connections SET renewing_until = NULL WHERE renewing_by = $1 AND renewing_until > clock_timestamp() RETURNING 1",
+        "UPDATE connections SET renewing_until = NULL WHERE id IN ("
+        "SELECT id FROM connections WHERE renewing_by = $1 AND renewing_until > clock_timestamp()"
+        " FOR UPDATE SKIP LOCKED) RETURNING 1",
         worker,
     )
     return len(rows) + len(renewals)
@@ -85,15 +82,14 @@ async def leases(connection: Connection, worker: str) -> list[Lease]:
 
 
 async def end_strays(connection: Connection, strays: Sequence[Lease]) -> int:
-    """Those of them that are held still end now, and what waits beside them is woken, as in `end_leases`. returns how many"""
+    """Those of them that are held still end now. returns how many"""
     if not strays:
         return 0
     rows = await connection.fetch(
         "UPDATE channel_events e SET lease_until = clock_timestamp()"
         " FROM unnest($1::uuid[], $2::uuid[]) AS g (id, token)"
-        " WHERE e.id = g.id AND e.lease_token = g.token AND e.status = 'processing' RETURNING e.connection_id",
+        " WHERE e.id = g.id AND e.lease_token = g.token AND e.status = 'processing' RETURNING 1",
         [stray.id for stray in strays],
         [stray.token for stray in strays],
     )
-    await wake_waiting(connection, sorted({row["connection_id"] for row in rows}))
     return len(rows)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from .outbound import wake_waiting
 from .statements import statements
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ async def waiting(connection: Connection, unpublished: Look, stale: Look, untold
 async def take(connection: Connection, look: Look, limit: int) -> list[Asleep]:
     """Marks the rows as woken and returns them; the caller publishes after the commit."""
     return await _asleep(connection, await connection.fetch(_SQL[look.name], look.grace, limit))
+
+
+async def take_expired(connection: Connection, look: Look, limit: int) -> list[Asleep]:
+    """As `take`. What waits beside a delivery among them is woken by the next look: who had it may have turned that away, because so
+    much was under way, or because of its lane, and nobody else knows of it."""
+    asleep = await take(connection, look, limit)
+    behind = {row.connection_id for row in asleep if row.vendor is not None and row.connection_id is not None}
+    await wake_waiting(connection, behind, but=[row.id for row in asleep])
+    return asleep
 
 
 async def take_in_turn(connection: Connection, look: Look, limit: int, after: str = "") -> list[Asleep]:

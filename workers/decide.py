@@ -37,8 +37,6 @@ LONGEST = 3600.0  # seconds that a vendor's word puts anything off
 SETTLES = 10.0  # seconds at least until a new access token that was refused is tried again: not all servers hear of it at once
 SPREAD = 0.2  # what was refused together comes back over this share of its wait
 
-MAX_STARTS = 3  # an event that began this often and never ended is what kills its workers
-
 
 def poison(starts: int) -> Park:
     """starts counts the one that does not happen any more."""

@@ -21,7 +21,7 @@ from adapters.errors import AdapterError, Misconfigured, RateLimited, Transient,
 from adapters.port import MARKER, Command, Repeat
 from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError, parse_command
-from schemas.vocabulary import CallKind, EventStatus, Fault, LanePolicy, Owner
+from schemas.vocabulary import MAX_STARTS, CallKind, EventStatus, Fault, LanePolicy, Owner
 from store import outbound as store
 from store.dead_letters import behind_letters
 from store.gather import Gather
@@ -32,7 +32,7 @@ from telemetry.logs import about
 from topology.announce import WakeUp, announce
 from topology.declared import delivery_key
 
-from .decide import MAX_STARTS, decide, poison
+from .decide import decide, poison
 from .delivery_rows import (
     Work,
     absorbed_rows,
@@ -126,6 +126,7 @@ class DeliveryStage:
         self._window = Window(calls_at_once)
         self._room = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cut_off: list[Work] = []  # by a stop
         self._stopping = False
         self._claims: Gather[UUID, Work | None] = Gather(self._claim)
         self._settles: Gather[Work, None] = Gather(self._settle)
@@ -168,16 +169,19 @@ class DeliveryStage:
     async def _leave_to_others(self) -> None:
         """The messages of what was turned away are acked: without us nobody would look for it before it is stale."""
         behind = self._window.behind
-        if not behind:
+        # In doubt, so that it is looked up, but what ended it was the stop.
+        cut_off = [(work.row.id, work.row.lease_token, max(1, work.row.starts - 1)) for work in self._cut_off]
+        if not behind and not cut_off:
             return
 
-        async def wake() -> None:
+        async def leave() -> None:
             async with self._pool.acquire() as connection:
+                await store.recount(connection, cut_off)
                 await store.wake_waiting(connection, behind)
 
         with suppress(TimeoutError):  # the database is away: then it does become stale
             async with asyncio.timeout(LAST_WORD):
-                await outlast(wake)
+                await outlast(leave)
 
     async def _take(self, id_: UUID, connection_id: str | None) -> None:
         work: Work | None = None
@@ -198,24 +202,35 @@ class DeliveryStage:
     async def _carry_out(self, work: Work, connection_id: str | None, turn: AsyncExitStack) -> None:
         try:
             async with turn:
-                if work.outcome is None and work.row.starts == MAX_STARTS:
-                    if self._turns.wanted:
-                        self._put_off(work)
-                    else:
-                        await turn.aclose()
-                        await turn.enter_async_context(self._turns.alone())
+                if work.row.starts == MAX_STARTS:
+                    await self._begin_alone(work, turn)
                 if work.outcome is None:
                     work.outcome = await self._perform(work)
                 await asyncio.shield(self._settles.submit(work))
+        except asyncio.CancelledError:
+            self._cut_off.append(work)
+            raise
         finally:
             self._leave(work.row.id, connection_id)
 
-    def _put_off(self, work: Work) -> None:
-        """Beside the one that is alone, or waits to be, it would be counted and parked with it."""
-        until = self._now() + timedelta(seconds=1 + self._random())
-        work.outcome = Defer(until, "begins alone, after another one that does")
-        if work.call is not None:
-            self._governor.ended(work.call)
+    async def _begin_alone(self, work: Work, turn: AsyncExitStack) -> None:
+        """Its last start is counted when nothing runs beside it: what is under way until then may kill the worker, too."""
+        if self._turns.wanted:
+            until = self._now() + timedelta(seconds=1 + self._random())
+            work.outcome = Defer(until, "begins alone, after another one that does")
+            return
+        await turn.aclose()
+        await turn.enter_async_context(self._turns.alone())
+
+        async def begin() -> bool:
+            work.until = asyncio.get_running_loop().time() + CALL
+            async with self._pool.acquire() as connection:
+                return await store.begin_alone(connection, work.row.id, work.row.lease_token, LEASE)
+
+        if await outlast(begin):
+            await self._make_ready([work])
+        else:
+            work.outcome = Defer(self._now(), "its lease is another's")
 
     def _leave(self, id_: UUID, connection_id: str | None) -> None:
         self._strays.leave(id_)
@@ -268,18 +283,21 @@ class DeliveryStage:
 
         leased = await outlast(lease)
         works = {row.id: Work(row, self._now(), doubt=row.starts > 1, until=until) for row in leased}
+        await self._make_ready([work for work in works.values() if work.row.starts != MAX_STARTS])
+        return [works.pop(id_, None) for id_ in ids_]
+
+    async def _make_ready(self, works: Sequence[Work]) -> None:
         try:
-            for work in works.values():
+            for work in works:
                 await self._prepare(work)
-            await self._admit([work for work in works.values() if work.outcome is None])
-            runnable = [work for work in works.values() if work.outcome is None]
+            await self._admit([work for work in works if work.outcome is None])
+            runnable = [work for work in works if work.outcome is None]
             await outlast(lambda: self._resolve_and_note(runnable))
         except BaseException:
-            for work in works.values():
+            for work in works:
                 if work.call is not None:
                     self._governor.ended(work.call)
             raise
-        return [works.pop(id_, None) for id_ in ids_]
 
     async def _prepare(self, work: Work) -> None:
         """The command as data; whatever stands against running it becomes the outcome."""

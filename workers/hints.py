@@ -18,11 +18,11 @@ from uuid import UUID, uuid4
 
 from adapters.errors import AdapterError, NoCredentials, Transient
 from adapters.port import Hint
-from schemas.vocabulary import CallKind, EntityType, EventStatus, Fault
+from schemas.vocabulary import MAX_STARTS, CallKind, EntityType, EventStatus, Fault
 from store import inbound as store
 from telemetry.logs import about
 
-from .decide import MAX_STARTS, poison
+from .decide import poison
 from .governor import Call, Ended, answered, uncounted
 from .outcome import Defer, Done, Outcome, Park, Skip
 from .persist import outlast
@@ -122,27 +122,31 @@ class Hints:
                 self._hand_over(work)
 
     async def drain(self, grace: float) -> None:
-        """Calls that are under way end within `grace` seconds; what has none yet is given back, uncounted."""
+        """Calls that are under way end within `grace` seconds; what has none yet, or is cut off, is given back, uncounted."""
         unbegun = [work.row.id for waiting in self._waiting.values() for work in waiting]
         for waiting in self._waiting.values():
             waiting.clear()
-
-        async def release() -> None:
-            async with self._pool.acquire() as connection:
-                await store.release(connection, unbegun, self._worker)
-
-        if unbegun:
-            with suppress(TimeoutError):  # the database is away: then they are taken over
-                async with asyncio.timeout(LAST_WORD):
-                    await outlast(release)
+        await self._give_back(unbegun)
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=grace)
+            cut_off = [work.row.id for fetching in self._fetching.values() for work in fetching]
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+                await self._give_back(cut_off)
         if self._keeper is not None and not self._waiting:
             self._keeper.cancel()
+
+    async def _give_back(self, ids: Sequence[UUID]) -> None:
+        async def release() -> None:
+            async with self._pool.acquire() as connection:
+                await store.release(connection, ids, self._worker)
+
+        if ids:
+            with suppress(TimeoutError):  # the database is away: then they are taken over
+                async with asyncio.timeout(LAST_WORD):
+                    await outlast(release)
 
     def _refusal(self, work: Work) -> Park | Defer | None:
         """What stands against asking for one that is leased."""
@@ -203,11 +207,22 @@ class Hints:
                 async with self._room[waiting[0].vendor], turn():
                     works = self._fetching[connection_id] = self._sharing(waiting)  # none, if a stop has come meanwhile
                     del waiting[: len(works)]
+                    if self._suspect in works:
+                        await self._begin_alone(self._suspect)
                     await self._fetch({work: work.outcome for work in works if isinstance(work.outcome, Hint)})
                 waiting += map(in_doubt, await self._settle(works))
                 self._unsuspect(works)
         finally:
             self._unsuspect([*self._waiting.pop(connection_id), *self._fetching.pop(connection_id, [])])
+
+    async def _begin_alone(self, suspect: Work) -> None:
+        """Its last start is counted when nothing is asked for beside it: what is under way until then may kill the worker, too."""
+
+        async def begin() -> None:
+            async with self._pool.acquire() as connection:
+                await store.begin_alone(connection, suspect.row.id, self._worker)
+
+        await outlast(begin)
 
     def _unsuspect(self, works: Sequence[Work]) -> None:
         """These have ended, well or not."""

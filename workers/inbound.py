@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
-from schemas.vocabulary import OPEN_STATUSES, EntityType, Fault, Owner
+from schemas.vocabulary import MAX_STARTS, OPEN_STATUSES, EntityType, Fault, Owner
 from store import inbound as store
 from store.overlay import document
 from store.seal import SealError
 from store.settle import SettledElsewhereError, bury, finish, resolve
 from telemetry.logs import about
 
-from .decide import MAX_STARTS, decide, poison
+from .decide import decide, poison
 from .echo import is_echo, own_writes_of, tells_more
 from .hints import DOUBTS, Hints, in_doubt
 from .inbound_rows import (

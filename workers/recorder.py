@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from schemas.event import decode_each
-from schemas.vocabulary import OPEN_STATUSES, Fault, Owner, Result
+from schemas.vocabulary import MAX_STARTS, OPEN_STATUSES, Fault, Owner, Result
 from store import dead_letters as store
 from store.results import keep
 from store.seal import SealError
@@ -15,7 +15,6 @@ from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
 from . import results
-from .decide import MAX_STARTS
 from .delivery_rows import observe
 from .lane import end_with
 from .letters import stranger, unreadable

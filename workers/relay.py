@@ -157,7 +157,7 @@ class Relay:
         return len(await self._wake(DUE, lambda connection: store.take(connection, DUE, BATCH)))
 
     async def wake_expired(self) -> int:
-        return len(await self._wake(EXPIRED, lambda connection: store.take(connection, EXPIRED, BATCH)))
+        return len(await self._wake(EXPIRED, lambda connection: store.take_expired(connection, EXPIRED, BATCH)))
 
     async def wake_stale(self) -> int:
         """What a long queue still holds is left alone, and its rows unwritten: the next look goes on behind what this one read."""

@@ -70,6 +70,7 @@ class Takeover:
 
     async def _take_over(self, connection: Connection, worker: str) -> int:
         count = await presence.end_leases(connection, worker)
-        metrics.RELAYED.labels("takeover").inc(count)
-        _log.warning("worker is dead: its leases are taken over", extra=about(worker=worker, count=count))
+        if count:
+            metrics.RELAYED.labels("takeover").inc(count)
+            _log.warning("worker is dead: its leases are taken over", extra=about(worker=worker, count=count))
         return count

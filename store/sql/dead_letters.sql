@@ -9,7 +9,7 @@ WHERE e.id = ANY ($1::uuid[])
 WITH parked AS (
     UPDATE channel_events e
     SET status = 'failed', attempts = e.attempts + 1, processed_at = clock_timestamp(), lease_until = NULL,
-        error_class = 'poison', last_error = 'started ' || e.starts || ' times and never ended'
+        error_class = 'poison', last_error = 'started ' || e.starts - 1 || ' times and never ended'
     WHERE e.id = ANY ($1::uuid[]) AND e.status IN ('received', 'processing', 'retrying')
     RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id,
         e.last_error, e.attempts, e.received_at, e.worker

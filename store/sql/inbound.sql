@@ -18,20 +18,23 @@ WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'inbound'
 
 -- name: start_alone
 -- Counts a start before the event runs, so that one that kills its worker is found by itself.
-UPDATE channel_events SET starts = starts + 1
+UPDATE channel_events SET starts = LEAST(starts, $2) + 1
 WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'processing', 'retrying')
 RETURNING starts
 
 -- name: lease
 -- Facts about which the vendor must be asked first: meanwhile their rows say who does it, and not a message in the broker.
--- What the same token ($5) has taken already is not counted once more, see `claim`.
+-- What the same token ($5) has taken already is not counted once more, nor what is at its last start ($6), see `claim`.
 UPDATE channel_events e SET status = 'processing', worker = $2, lease_token = $5, next_attempt_at = NULL,
-    starts = e.starts + CASE WHEN e.status = 'processing' THEN 0 ELSE $4 END,
+    starts = e.starts + CASE WHEN e.status = 'processing' OR e.starts >= $6 THEN 0 ELSE $4 END,
     lease_until = clock_timestamp() + make_interval(secs => $3), published_at = COALESCE(e.published_at, clock_timestamp())
 WHERE e.id = ANY ($1::uuid[])
   AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
     OR e.status = 'processing' AND e.lease_token = $5)
 RETURNING e.id, e.starts
+
+-- name: begin_alone
+UPDATE channel_events SET starts = $3 + 1 WHERE id = $1 AND status = 'processing' AND worker = $2
 
 -- name: prolong
 UPDATE channel_events SET lease_until = clock_timestamp() + make_interval(secs => $3)

@@ -63,7 +63,7 @@ WHERE c.status <> 'disabled'
 -- Leases the deliveries that may run now. The lane is locked (in the order of their names) and looked at, never skipped: a
 -- second worker must not overtake the first. What is not due, not its lane's turn, or taken by another worker is simply not
 -- among the answers. What the same token ($4) has taken already is, and is not counted once more: a claim whose answer was lost
--- is made again.
+-- is made again. What is at its last start ($5) stays there until `begin_alone`, however often it is claimed.
 WITH wanted AS MATERIALIZED (
     SELECT e.id, e.lane, e.lane_policy, e.seq, e.status = 'processing' AS ours FROM channel_events e
     WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL
@@ -76,7 +76,7 @@ WITH wanted AS MATERIALIZED (
 )
 UPDATE channel_events e
 SET status = 'processing', attempts = e.attempts + (e.status <> 'processing')::int,
-    starts = e.starts + (e.status <> 'processing')::int, worker = $2, lease_token = $4,
+    starts = e.starts + (e.status <> 'processing' AND e.starts < $5)::int, worker = $2, lease_token = $4,
     lease_until = clock_timestamp() + make_interval(secs => $3), next_attempt_at = NULL,
     published_at = COALESCE(e.published_at, clock_timestamp())
 FROM runnable
@@ -89,6 +89,18 @@ RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.en
           CASE WHEN e.overlay_id IS NOT NULL THEN (
               SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
               FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
+
+-- name: begin_alone
+-- Its last start is over when this counts it, unless it is settled. The lease begins anew.
+UPDATE channel_events SET starts = $4 + 1, lease_until = clock_timestamp() + make_interval(secs => $3)
+WHERE id = $1 AND lease_token = $2 AND status = 'processing'
+RETURNING id
+
+-- name: recount
+-- Of deliveries whose lease is still held.
+UPDATE channel_events e SET starts = g.starts
+FROM unnest($1::uuid[], $2::uuid[], $3::int[]) AS g (id, lease_token, starts)
+WHERE e.id = g.id AND e.lease_token = g.lease_token AND e.status = 'processing'
 
 -- name: external_ids
 SELECT m.connection_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id,
@@ -208,8 +220,11 @@ WHERE EXISTS (SELECT FROM connections c WHERE c.id = $1 AND c.status = 'active')
 
 -- name: wake_waiting
 -- Stale at once, for the next look of the relay. Not null: who announced them a moment ago would mark them once more.
+-- What somebody holds locked is passed over: nobody who wakes waits for anybody.
 UPDATE channel_events SET published_at = '2000-01-01Z'
-WHERE connection_id = ANY ($1::text[]) AND status = 'received' AND parent_id IS NOT NULL
+WHERE id IN (SELECT id FROM channel_events
+             WHERE connection_id = ANY ($1::text[]) AND status = 'received' AND parent_id IS NOT NULL AND id <> ALL ($2::uuid[])
+             FOR UPDATE SKIP LOCKED)
 
 -- name: lane_heads
 -- The command of each lane that is next, for waking it when the one before it is settled.

@@ -19,13 +19,13 @@ from adapters.errors import AdapterError, Unknown
 from adapters.port import MARKER, Command, Effects, Hint, Recorded, Repeat
 from schemas.commands import parse_command
 from schemas.connection import Connection
-from schemas.vocabulary import EntityType, EventStatus, LanePolicy
+from schemas.vocabulary import MAX_STARTS, EntityType, EventStatus, LanePolicy
 from store.directory import Known
 from store.outbound import lane_prefix
 from store.seal import Cipher
 from topology.retry import POLICIES
 from workers import delivery_rows, echo, inbound_rows
-from workers.decide import MAX_STARTS, decide, poison
+from workers.decide import decide, poison
 from workers.echo import is_echo, tells_more
 from workers.hints import DOUBTS, in_doubt
 from workers.inbound import ECHO
@@ -284,6 +284,8 @@ class Machine(Outside):
         elif not reading.leased:
             self._lease(reading)
         else:
+            if work.starts == MAX_STARTS:
+                self.tables.begin_alone(work.row.id, reading.worker)
             self._fetch(work)
 
     def _lease(self, reading: Reading) -> None:
@@ -295,7 +297,7 @@ class Machine(Outside):
             self.reached["poison"] += 1
             work.outcome = poison(starts)
         else:
-            reading.leased = True
+            reading.leased, work.starts = True, starts
 
     def _fetch(self, work: inbound_rows.Work) -> None:
         self.clock.pass_by(0.001)  # since what was stored last, some time has passed
@@ -417,7 +419,11 @@ class Machine(Outside):
             self.go_on_sending(self.sendings[a % len(self.sendings)])
 
     def go_on_sending(self, sending: Sending) -> None:
+        row = sending.work.row
         if sending.stage == "claimed":
+            if row.starts == MAX_STARTS and not self.tables.begin_alone(row.id, sending.worker):
+                self.sendings.remove(sending)
+                return
             self._note(sending.work)
             sending.stage = "noted"
         elif sending.stage == "noted":

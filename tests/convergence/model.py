@@ -13,7 +13,7 @@ from uuid import UUID
 
 import orjson
 
-from schemas.vocabulary import OPEN_STATUSES, EventStatus, LanePolicy, Result
+from schemas.vocabulary import MAX_STARTS, OPEN_STATUSES, EventStatus, LanePolicy, Result
 from store.inbound import SEALED_GUEST, Applied, Stored, StoredState, _command
 from store.results import Batch, CoreEventRow
 
@@ -223,8 +223,16 @@ class Tables:
         if event.status not in _WAITING or (event.next_attempt_at is not None and event.next_attempt_at > now):
             return None
         event.status, event.lease_token, event.next_attempt_at = EventStatus.PROCESSING, token, None
-        event.starts += 1
+        event.starts += event.starts < MAX_STARTS
         return event.starts
+
+    def begin_alone(self, id_: UUID, token: int) -> bool:
+        """begin_alone: counts the last start. returns whether the lease is still held"""
+        event = self.events[id_]
+        if event.status is not EventStatus.PROCESSING or event.lease_token != token:
+            return False
+        event.starts = MAX_STARTS + 1
+        return True
 
     # ------------------------------------------------------------------ store/sql/pulls.sql
 
@@ -299,14 +307,14 @@ class Tables:
         )
 
     def claim(self, id_: UUID, token: int, now: datetime) -> Event | None:
-        """claim: a lease, if it is due and its lane lets it run. Counts the start before it happens."""
+        """claim: a lease, if it is due and its lane lets it run. Counts the start before it happens, but for the last."""
         event = self.events[id_]
         due = event.next_attempt_at is None or event.next_attempt_at <= now
         if event.status not in _WAITING or not due or not self.is_free(event):
             return None
         event.status, event.lease_token, event.next_attempt_at = EventStatus.PROCESSING, token, None
         event.attempts += 1
-        event.starts += 1
+        event.starts += event.starts < MAX_STARTS
         return self.row(id_)
 
     def holds(self, row: Event) -> bool:

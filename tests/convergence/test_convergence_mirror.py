@@ -202,7 +202,7 @@ class Lanes:
 
     async def step(self) -> None:
         acts = [self.deliver, self.claim, self.claim, self.finish, self.finish, self.requeue, self.expire, self.due]
-        await self.rng.choice([*acts, self.supersede, self.inbound_lease])()
+        await self.rng.choice([*acts, self.supersede, self.inbound_lease, self.begin_alone])()
         rows = await self.db.fetch("SELECT id, status, attempts, starts, next_attempt_at FROM channel_events")
         real = {r["id"]: (r["status"], r["attempts"], r["starts"], r["next_attempt_at"]) for r in rows}
         assert real == {
@@ -292,6 +292,14 @@ class Lanes:
             for _ in range(self.rng.choice([1, 2])):  # its answer may be lost
                 leased = await inbound.lease(self.db, [event.id], "w", -1.0, 1, UUID(int=self.leases))
                 assert leased == ({} if starts is None else {event.id: starts})
+
+    async def begin_alone(self) -> None:
+        event = self.some()
+        if event is not None and event.lease_token is not None:
+            token = self.rng.choice([event.lease_token, self.leases + 1])
+            held = self.tables.begin_alone(event.id, token)
+            for _ in range(self.rng.choice([1, 2])):  # its answer may be lost
+                assert await outbound.begin_alone(self.db, event.id, UUID(int=token), -1.0) == held
 
 
 @pytest.mark.parametrize("seed", SEEDS)

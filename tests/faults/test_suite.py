@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from schemas.vocabulary import MAX_STARTS
 from tests.faults import broker, database, outside
 from tests.faults.crashing import resolve
 from tests.faults.fault import Fault, endure
@@ -16,7 +17,6 @@ from tests.faults.kills import Deal, Strike, deal, strike_all
 from tests.faults.load import Load
 from tests.faults.steps import POINTS, STEPS, Point, Step
 from tests.fleet import PROCESSES
-from workers.decide import MAX_STARTS
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 

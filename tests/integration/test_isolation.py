@@ -21,7 +21,7 @@ from adapters.registry import adapters
 from bench.vendors import copies
 from ops.parts import declared
 from schemas.connection import Connection
-from schemas.vocabulary import CallKind
+from schemas.vocabulary import MAX_STARTS, CallKind
 from simulators.beds24.app import Beds24, create_app
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Account
@@ -519,6 +519,83 @@ async def test_what_waits_for_a_slow_vendor_keeps_its_lease(world: World, one: C
         await one.settled("inbound", 3)
         await stage.drain(5)
     assert await attempts(world) == 0
+
+
+async def came_twice(world: World, direction: str) -> None:
+    """What is recorded from here on has been begun twice already, and never ended."""
+    await world.db.execute(
+        f"""CREATE FUNCTION came_twice() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.starts := {MAX_STARTS - 1};
+            RETURN NEW;
+        END $$"""
+    )
+    await world.db.execute(
+        "CREATE TRIGGER came_twice BEFORE INSERT ON channel_events FOR EACH ROW"
+        f" WHEN (NEW.direction = '{direction}' AND NEW.connection_id IS NOT NULL) EXECUTE FUNCTION came_twice()"
+    )
+
+
+@dataclass
+class Calls:
+    """A process, and what it asks the vendor for."""
+
+    process: str
+    operation: str
+    one: Client
+    core: CorePms
+
+    async def begin(self, n: int) -> None:
+        if self.process == "outbound":
+            await self.one.create(self.core, 1, first=n)
+        else:
+            await self.one.hint(*self.one.book(1))
+
+    async def leased(self, starts: int) -> None:
+        await self.one.world.until(
+            "SELECT count(*) FROM channel_events WHERE status = 'processing' AND starts = $1", starts, equals=1
+        )
+
+
+@pytest.fixture(params=["outbound", "inbound"])
+async def calls(request: pytest.FixtureRequest, world: World, core: CorePms, one: Client) -> Calls:
+    """Of a vendor whose answers come when the gate lets them."""
+    made = Calls(request.param, {"outbound": POST, "inbound": READ}[request.param], one, core)
+    world.apart, world.extra["grace"] = True, 0.2
+    one.slow_down(made.operation)
+    await world.start("ingress", "scheduler", made.process)
+    return made
+
+
+async def test_what_waits_to_begin_alone_has_not_begun_when_its_worker_dies(
+    world: World, one: Client, calls: Calls
+) -> None:
+    """Of what was let in before, and not of this: or it would be parked beside it, without ever having had its last start."""
+    await calls.begin(0)
+    await one.gate.until(1)
+    await came_twice(world, calls.process)
+    await calls.begin(1)
+    await calls.leased(MAX_STARTS)
+    world.kill(calls.process)
+    one.gate.open()
+    await world.start(calls.process)
+    await one.settled(calls.process, 2)
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_a_stop_in_the_middle_of_a_call_is_no_start_that_never_ended(
+    world: World, one: Client, calls: Calls
+) -> None:
+    """Or three stops would make a poison of what only its vendor was slow with."""
+    await came_twice(world, calls.process)
+    await calls.begin(0)
+    await one.gate.until(1)
+    await calls.leased(MAX_STARTS + 1)  # alone
+    assert await asyncio.to_thread(world.stop, calls.process) == 0
+    one.gate.open()
+    await world.start(calls.process)
+    await one.settled(calls.process, 1)
+    assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
 async def test_one_entity_that_cannot_be_read_fails_alone(world: World, one: Client) -> None:

@@ -11,12 +11,12 @@ import pytest
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
 from schemas.event import Event, decode, encode
+from schemas.vocabulary import MAX_STARTS
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
 from topology.declared import DEAD_LETTERS, dlq, outbound_queue
-from workers.decide import MAX_STARTS
 
 
 @pytest.mark.parametrize(("starts", "status"), [(MAX_STARTS - 1, "done"), (MAX_STARTS, "failed")])
@@ -73,7 +73,7 @@ async def test_a_delivery_that_is_a_poison_is_parked_without_a_call(world: World
         await world.db.execute(
             "UPDATE channel_events SET status = 'received', published_at = NULL, error_class = 'unknown', starts = $1"
             " WHERE parent_id IS NOT NULL",
-            MAX_STARTS,
+            MAX_STARTS + 1,
         )
         await world.two_seconds_pass()
         told = await core.wait_for(lambda e: e.type == "core.command.failed")
@@ -101,7 +101,7 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     letter = await world.db.fetchrow("SELECT event_id, vendor, error_class FROM dead_letters")
     assert tuple(letter) == (event_id, "beds24", "poison")
     attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
-    assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS + 1} times and never ended")
+    assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS} times and never ended")
 
 
 async def test_availability_that_waits_behind_a_delivery_that_the_broker_gave_up_fails_with_it(world: World) -> None:

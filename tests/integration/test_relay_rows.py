@@ -17,7 +17,7 @@ from store.relay import Look
 from store.results import CoreEventRow
 
 COMMON = "id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload, status"
-UNPUBLISHED, STALE = Look("unpublished", 2), Look("stale", 60)
+UNPUBLISHED, STALE, EXPIRED = Look("unpublished", 2), Look("stale", 60), Look("expired", 0)
 
 
 async def insert(url: str, status: str, **columns: Any) -> uuid.UUID:

@@ -11,7 +11,7 @@ from store import connections, inbound, relay
 from store.ingest import mark_published
 from store.pool import open_pool
 from store.presence import Presence
-from tests.integration.test_relay_rows import STALE, insert, insert_delivery
+from tests.integration.test_relay_rows import EXPIRED, STALE, insert, insert_delivery
 from workers.strays import Strays
 from workers.takeover import Takeover
 
@@ -76,17 +76,54 @@ async def test_the_dead_are_taken_over_after_the_patience_and_the_living_never(d
 async def test_what_only_the_dead_knew_of_is_woken_though_the_mark_of_its_first_wake_up_comes_late(
     database_url: str, pool
 ) -> None:
-    await insert_delivery(database_url, worker="dead", lease=120)
+    expired = await insert_delivery(database_url, worker="dead", lease=120)
     turned_away = await insert(database_url, "received")
     owner = await asyncpg.connect(database_url)
     await connections.add_company(owner, "acme", "Acme", b"key")
     await connections.add_connection(owner, "beds24-acme", "acme", "beds24", "Acme", None, {})
     takeover = Takeover(pool, patience=0)
     assert await takeover.look() == 1
+    assert [row.id for row in await relay.take_expired(owner, EXPIRED, 10)] == [expired]
     await mark_published(owner, [turned_away])
     found, _ = await relay.stale(owner, STALE, 10)
     await owner.close()
     assert [row.id for row in found] == [turned_away]
+
+
+async def test_a_row_that_an_operator_holds_locked_keeps_no_other_from_its_takeover(database_url: str, pool) -> None:
+    held = await insert_delivery(database_url, worker="dead", lease=120)
+    free = await insert_delivery(database_url, worker="dead", lease=120)
+    operator = await asyncpg.connect(database_url)
+    takeover = Takeover(pool, patience=0)
+    left = "SELECT array_agg(id) FROM channel_events WHERE lease_until > clock_timestamp()"
+    async with operator.transaction():
+        await operator.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", held)
+        async with asyncio.timeout(5):
+            assert await takeover.look() == 1
+        assert await operator.fetchval(left) == [held]
+    assert await takeover.look() == 1
+    assert await operator.fetchval(left) is None
+    await operator.close()
+    assert held != free
+
+
+async def test_what_waits_beside_a_lease_that_ran_out_is_woken_but_for_what_an_operator_holds_locked(
+    database_url: str,
+) -> None:
+    """A worker hangs and keeps its lock: the newer command of a lane was turned away by it, and its message is done with."""
+    owner, operator = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    await connections.add_company(owner, "acme", "Acme", b"key")
+    await connections.add_connection(owner, "beds24-acme", "acme", "beds24", "Acme", None, {})
+    expired = await insert_delivery(database_url, worker="hangs", lease=-1)
+    newer, held = [await insert(database_url, "received", published_at="now()") for _ in range(2)]
+    async with operator.transaction():
+        await operator.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", held)
+        async with asyncio.timeout(5):
+            assert [row.id for row in await relay.take_expired(owner, EXPIRED, 10)] == [expired]
+    found, _ = await relay.stale(owner, STALE, 10)
+    assert [row.id for row in found] == [newer]
+    await owner.close()
+    await operator.close()
 
 
 async def test_a_worker_prolongs_and_gives_back_only_what_it_still_has(database_url: str, pool) -> None:
