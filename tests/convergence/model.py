@@ -251,10 +251,14 @@ class Tables:
         event.lease_token = None
 
     def gone_past(self, event: Event) -> bool:
-        """is_overtaken: something newer of its lane went out, also merged, or is being sent."""
+        """is_overtaken: something newer of its lane went out, also merged, is being sent, or may have been done and goes again
+        without waiting for this one."""
         ended = {EventStatus.PROCESSING, EventStatus.DONE, EventStatus.SUPERSEDED}
-        lane = [other for other in self.events.values() if event.lane is not None and other.lane == event.lane]
-        return any(other.seq > event.seq and other.status in ended for other in lane)
+        holds = event.lane_policy is LanePolicy.HOLD
+        newer = [other for other in self.events.values() if other.lane == event.lane and other.seq > event.seq]
+        return event.lane is not None and any(
+            other.status in ended or (other.status in _WAITING and other.starts > 0 and not holds) for other in newer
+        )
 
     def requeue(self, id_: UUID) -> bool:
         """requeue: a fresh budget; what nobody answered is still asked before it is repeated."""

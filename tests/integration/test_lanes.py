@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -184,6 +185,57 @@ async def test_what_went_out_merged_is_not_undone_by_a_requeue(world: World, cli
     assert available(world, 2) == 0
     assert await requeued(world, cli, opening) == []
     assert available(world, 2) == 0
+
+
+async def doubted(world: World, core: CorePms) -> tuple[str, UUID]:
+    """An opening that was refused, and a close that was done without an answer and waits for its next attempt."""
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await push(core, "open", 2, available=3)
+    (opening,) = await letters(world, 1)
+    world.sim.faults.add(Fault(FaultKind.TIMEOUT_AFTER_COMMIT, operation=CALENDAR, close=True))
+    await push(core, "close", 2, available=0)
+    await world.until("SELECT count(*) FROM channel_events WHERE status = 'retrying' AND starts = 1", equals=1)
+    closing = await world.db.fetchval(
+        "UPDATE channel_events SET next_attempt_at = now() + interval '1 hour' WHERE status = 'retrying' RETURNING id"
+    )
+    return opening, closing
+
+
+async def test_behind_what_may_have_been_done_nothing_older_is_requeued(world: World, cli: Cli, core: CorePms) -> None:
+    """Said together they are refused, so the older goes first, and the newer is refused by itself: the older would stay."""
+    opening, closing = await doubted(world, core)
+    assert "0 would be requeued, 1 would be left" in (await cli("dlq", "requeue", opening, "--dry-run")).err
+    assert (await cli("dlq", "requeue", opening, "--json", code=1)).document["requeued"] == []
+    for skip in (0, 1):
+        world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR, skip=skip))
+    await world.db.execute("UPDATE channel_events SET next_attempt_at = now() WHERE id = $1", closing)
+    await world.all_settled()
+    assert available(world, 2) == 0
+
+
+async def test_what_failed_without_a_doubt_is_in_the_way_of_nothing_older(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    opening, closing = await doubted(world, core)
+    world.sim.account.inventory.set_days(int(ROOM), date(2027, 5, 2), date(2027, 5, 2), {"numAvail": 1})
+    world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
+    await world.db.execute("UPDATE channel_events SET next_attempt_at = now() WHERE id = $1", closing)
+    await letters(world, 2)
+    assert await requeued(world, cli, opening) == [opening]
+    assert available(world, 2) == 3
+
+
+async def test_what_waits_behind_the_failed_head_of_its_lane_is_not_in_its_way(
+    world: World, cli: Cli, core: CorePms
+) -> None:
+    """However it began: it would wait for ever. Once the lane may go past its head, it counts."""
+    head = await hold(world, core, "B-7")
+    letter = str(await world.db.fetchval("SELECT id FROM dead_letters"))
+    begun = "UPDATE channel_events SET starts = 1, next_attempt_at = now() + interval '1 hour' WHERE lane = $1 AND status = 'received'"
+    await world.db.execute(begun, lane("B-7"))
+    assert "1 would be requeued" in (await cli("dlq", "requeue", letter, "--dry-run")).err
+    await world.db.execute("UPDATE channel_events SET status = 'abandoned' WHERE id = $1", head)
+    assert "left as" in (await cli("dlq", "requeue", letter, code=1)).err
 
 
 async def test_a_parked_command_is_not_sent_behind_newer_availability(world: World, cli: Cli, core: CorePms) -> None:
