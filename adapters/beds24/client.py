@@ -46,6 +46,7 @@ from .manifest import AVAILABILITY, CREATE, DEFAULT_BASE_URL, MANIFEST
 
 IDS_PER_CALL = 100  # also the page size that was reported
 ROOMS_PER_CALL = 20  # a year of nights each
+MAX_LOOKED_UP = 8  # spans of nights, a call each: twice what a command without gaps may need
 MAX_PAGES = 50  # an end for a server that always has a next page
 MAX_PULLED = 2_000  # pages: years of a large account's changes
 PASSES = 5  # over a list that loses something in each of them
@@ -162,11 +163,14 @@ class Beds24:
         return None
 
     async def _calendar_as_wanted(self, session: Session, body: Mapping[str, Any]) -> Reply | None:
-        days = [(entry["from"], entry["to"]) for entry in body["calendar"]]
-        params = [("roomId", str(body["roomId"]))]
-        params += [("startDate", min(first for first, _ in days)), ("endDate", max(last for _, last in days))]
-        params += [(block, "true") for block in ("includeNumAvail", "includePrices", "includeMinStay")]
-        documents = await _pages(session, "calendar.find", "/inventory/rooms/calendar", params)
+        spans = mapping.spans(body["calendar"])
+        if len(spans) > MAX_LOOKED_UP:  # to say it once more does no harm, and is one call
+            return None
+        blocks = [(block, "true") for block in ("includeNumAvail", "includePrices", "includeMinStay")]
+        documents = []
+        for first, last in spans:
+            params = [("roomId", str(body["roomId"])), ("startDate", first.isoformat()), ("endDate", last.isoformat())]
+            documents += await _pages(session, "calendar.find", "/inventory/rooms/calendar", [*params, *blocks])
         try:
             if not mapping.nights_are_as_wanted(documents, body["calendar"]):
                 return None

@@ -11,7 +11,7 @@ from typing import Any
 from adapters.documents import without_card_data
 from adapters.errors import Malformed, Unmapped, Unsupported
 from adapters.port import MARKER, Command, Effects, Hint, Recorded
-from schemas.commands import AvailabilityUpdate, BookingCancel, BookingCreate, BookingUpdate, CommandData
+from schemas.commands import PERIOD_NIGHTS, AvailabilityUpdate, BookingCancel, BookingCreate, BookingUpdate, CommandData
 from schemas.connection import Connection
 from schemas.entities import Availability, Guest, Reservation, Sourced, Version
 from schemas.money import to_decimal, to_minor
@@ -188,6 +188,19 @@ def nights_are_as_wanted(documents: Sequence[Any], calendar: Sequence[Mapping[st
         for name, value in entry.items()
         if name not in {"from", "to"}
     )
+
+
+def spans(calendar: Sequence[Mapping[str, Any]]) -> list[tuple[date, date]]:
+    """From, to: the nights of `calendar`, with few others between them, none longer than a period may be."""
+    found: list[tuple[date, date]] = []
+    for first, last in sorted((date.fromisoformat(e["from"]), date.fromisoformat(e["to"])) for e in calendar):
+        begin, end = found[-1] if found else (first, last)
+        end = max(end, last)
+        if found and (end - begin).days < PERIOD_NIGHTS:
+            found[-1] = begin, end
+        else:
+            found.append((first, last))
+    return found
 
 
 def _nights(first: date, last: date) -> list[str]:

@@ -125,6 +125,37 @@ async def test_availability_is_written_and_read_back(world: ev.World, session: T
     assert {night.version.observed_at for night in nights} == {datetime(2027, 4, 1, tzinfo=UTC)}
 
 
+def nightly(world: ev.World, *nights: str) -> Command:
+    return say(world, "pms.availability.update", periods=[{"first": n, "last": n, "available": 1} for n in nights])
+
+
+@pytest.mark.parametrize(
+    ("nights", "calls"),
+    [
+        (("2027-05-01", "2027-05-03", "2030-05-02"), 1),
+        (("2027-05-01", "2027-05-03", "2030-05-04"), 2),
+        (("2999-12-31", "2027-05-01", "2040-05-01", "2040-05-02"), 3),
+    ],
+)
+async def test_nights_far_apart_are_looked_up_without_all_between_them(
+    world: ev.World, session: TestSession, nights: tuple[str, ...], calls: int
+) -> None:
+    said = nightly(world, *nights)
+    await adapter.execute(session, said)
+    before = len(world.sim.account.calls)
+    assert await adapter.find(session, said)
+    assert len(world.sim.account.calls) - before == calls
+    world.sim.account.inventory.set_days(
+        ev.ROOM, date.fromisoformat(nights[0]), date.fromisoformat(nights[0]), {"numAvail": 0}
+    )
+    assert await adapter.find(session, said) is None
+
+
+async def test_what_would_take_many_calls_to_look_up_is_said_once_more() -> None:
+    periods = [{"first": f"{2027 + 10 * n}-05-01", "last": f"{2027 + 10 * n}-05-01", "available": 1} for n in range(9)]
+    assert await adapter.find(scripted(), availability(*periods)) is None
+
+
 async def test_what_is_fetched_is_what_the_webhook_would_have_brought(world: ev.World, session: TestSession) -> None:
     (fact,) = adapter.parse(post(world.sim.account.webhook_body(world.booking)), world.connection)
     now = datetime.now(UTC)
@@ -403,6 +434,13 @@ def create() -> Command:
     return Command(UUID(int=1), "pms.booking.create", "key-1", "staybus:1", data, external)
 
 
+def availability(*periods: dict[str, Any]) -> Command:
+    external = {(EntityType.PROPERTY, "P1"): "1", (EntityType.ROOM_TYPE, "RT1"): "2"}
+    type_ = "pms.availability.update"
+    data = parse_command(type_, {"propertyId": "P1", "roomTypeId": "RT1", "periods": list(periods)})
+    return Command(UUID(int=1), type_, "key-1", "staybus:1", data, external)
+
+
 def cancel() -> Command:
     data = parse_command("pms.booking.cancel", {"reservationId": "r1"})
     return Command(UUID(int=1), "pms.booking.cancel", "key-1", "staybus:1", data, {(RESERVATION, "r1"): "7"})
@@ -646,9 +684,5 @@ async def test_a_calendar_that_cannot_be_read_is_written_once_more() -> None:
     """Whether the nights are as wanted then nobody knows; to say them again does no harm."""
     entry = {"from": "2027-05-01", "to": "2027-05-01", "numAvail": "on request"}
     document = {"success": True, "data": [{"roomId": 2, "propertyId": 1, "calendar": [entry]}]}
-    period = {"first": "2027-05-01", "last": "2027-05-01", "available": 3}
-    type_ = "pms.availability.update"
-    data = parse_command(type_, {"propertyId": "P1", "roomTypeId": "RT1", "periods": [period]})
-    external = {(EntityType.PROPERTY, "P1"): "1", (EntityType.ROOM_TYPE, "RT1"): "2"}
-    said = Command(UUID(int=1), type_, "key-1", "staybus:1", data, external)
+    said = availability({"first": "2027-05-01", "last": "2027-05-01", "available": 3})
     assert await adapter.find(scripted(answered(document, 200)), said) is None
