@@ -99,31 +99,53 @@ class _Saying:
         """What the vendor refuses, in two parts: so the fault of one of them keeps none of the others back."""
         *others, last = works
         answer = await self._ask(last, command) if isinstance(command, Command) else command
+        if answer is None:
+            raise AssertionError("what is said is replied to or refused")
         if isinstance(answer, Reply):
-            self.newest.doubt = self.doubt = False
-            for work in works:
-                work.outcome, work.external_id = Done(answer), answer.external_id
-            if last is self.newest:
-                last.absorbed = others
-            else:
-                await self.older.said(works)
-            return answer
+            return await self._done(works, answer)
         if others:
             first = _first_part(works)
-            await self.part(works[:first])
-            return await self.part(works[first:])
+            done = await self._done_before(works, first)
+            if not done:
+                await self.part(works[:first])
+            return await self.part(works[done or first :])
         if last is self.newest:
             raise answer
         await self.older.refused(last, answer)
         return None
 
-    async def _ask(self, last: Work, command: Command) -> Reply | AdapterError:
-        """What the vendor replied, or what is wrong with what it should be told."""
+    async def _done(self, works: Sequence[Work], reply: Reply) -> Reply:
+        *others, last = works
+        self.newest.doubt = self.doubt = False
+        for work in works:
+            work.outcome, work.external_id = Done(reply), reply.external_id
+        if last is self.newest:
+            last.absorbed = others
+        else:
+            await self.older.said(works)
+        return reply
+
+    async def _done_before(self, works: Sequence[Work], first: int) -> int:
+        """How many of the oldest an attempt has done that began with one of them: with all that was older, perhaps. Only looked up,
+        ahead of the first part, which would put an older state back; 0: none of more than that."""
+        for count in range(len(works) - 1, first, -1):
+            if self.doubt and self.repeat is not Repeat.ASK and works[count - 1].row.starts:
+                together, command = await self._together(works[:count])
+                found = await self._ask(together[-1], command, only_look=True) if isinstance(command, Command) else None
+                if isinstance(found, Reply):
+                    await self._done(together, found)
+                    return len(together)
+        return 0
+
+    async def _ask(self, last: Work, command: Command, *, only_look: bool = False) -> Reply | AdapterError | None:
+        """What the vendor replied, or what is wrong with what it should be told. None: only looked, and it is not done"""
         try:
             last.command = command = await self.older.resolved(command)
             all_mapped(command)
             self.newest.itself = last is self.newest
             self.newest.doubt = self.doubt
+            if only_look:
+                return await _found(self.session, self.newest, command)
             return await ask_or_execute(self.session, self.newest, command, self.repeat)
         except AdapterError as error:
             if error.fault not in _OF_THE_DATA:
@@ -159,9 +181,8 @@ class _Saying:
 
 def _first_part(works: Sequence[Work]) -> int:
     """How many of the oldest go first: always as many, however many wait behind them, so that after a crash what was said together
-    is not said one by one. What began once already may have been said with all that is older."""
-    began = [count for count, work in enumerate(works[:-1], 1) if work.row.starts]
-    return began[-1] if began else 1 << ((len(works) - 1).bit_length() - 1)
+    is not said one by one."""
+    return 1 << ((len(works) - 1).bit_length() - 1)
 
 
 def _key(works: Sequence[Work]) -> str:
@@ -172,18 +193,22 @@ def _key(works: Sequence[Work]) -> str:
 
 async def ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:
     if work.doubt and repeat is not Repeat.ASK:
-        work.asked = CallKind.READ
-        found = await session.adapter.find(session, command)
-        work.looked_up = True
+        found = await _found(session, work, command)
         if found is not None:
-            work.asked = CallKind.WRITE  # what is done is a sign of life of the vendor's writes, too
             return found
         # The vendor says that it has not happened. What must not be done twice is asked for again before each further call all the
         # same: the call without an answer may be under way still.
         work.doubt = repeat is Repeat.LOOK_UP
-        work.asked = CallKind.WRITE
     known = made_before(command)
     if known is not None:
         work.existed = True
         return Reply(known, {"existed": True}, found=True)
     return await session.adapter.execute(session, command)
+
+
+async def _found(session: VendorSession, work: Work, command: Command) -> Reply | None:
+    work.asked = CallKind.READ
+    found = await session.adapter.find(session, command)
+    work.looked_up = True
+    work.asked = CallKind.WRITE  # what is done is a sign of life of the vendor's writes, too
+    return found
