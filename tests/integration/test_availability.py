@@ -457,7 +457,7 @@ async def test_a_requeued_command_that_went_out_with_a_newer_one_is_told(world: 
     world.sim.faults.add(Fault(FaultKind.REFUSE_ITEM, operation=CALENDAR))
     await push(core, "a", 2, available=3)
     await world.until("SELECT count(*) FROM dead_letters", equals=1)
-    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation=CALENDAR, seconds=2))  # surely not done
     await push(core, "b", 3, available=0)
     await retrying(world)
     failed = (await ids(world))[0]
@@ -473,7 +473,7 @@ async def test_what_is_being_said_with_a_newer_one_is_not_abandoned(world: World
     await push(core, "a", 2, available=3)
     await world.until("SELECT count(*) FROM dead_letters", equals=1)
     letter = await world.db.fetchval("SELECT id FROM dead_letters")
-    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.RATE_LIMITED, operation=CALENDAR, seconds=2))  # surely not done
     await push(core, "b", 3, available=0)
     await retrying(world)
     world.sim.faults.add(Fault(FaultKind.SLOW, operation=CALENDAR, seconds=2))
