@@ -145,8 +145,9 @@ async def _fault(ground: Ground, fault: Fault, tally: Tally, given: argparse.Nam
     except* Exception as group:  # noqa: BLE001 - told with the rest, and the run goes on
         broken = [f"the suite itself: {error!r}" for error in group.exceptions]
     if broken:
-        for name in PROCESSES:
-            await ground.ensure(name)
+        for name in PROCESSES:  # one may be about to stop
+            ground.begin(name)
+            await ground.world.wait_ready(name, 60)
         verdict = await ground.judge(Load.nothing(ground))
         verdict.violations[:] = broken
     tally.faults[fault.name] += 1
