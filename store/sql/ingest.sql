@@ -38,9 +38,12 @@ WITH fact AS (
 SELECT ids, recorded FROM answer
 
 -- name: standing
--- Under which id each of these facts stands.
+-- Under which id each of these facts stands. OFFSET 0, so that each is looked up by its whole key: planned while there was little,
+-- a join read all facts by a part of it.
 SELECT e.id FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (company_id, idempotency_key, n)
-JOIN channel_events e ON e.company_id = k.company_id AND e.direction = 'inbound' AND e.idempotency_key = k.idempotency_key
+CROSS JOIN LATERAL (
+    SELECT id FROM channel_events
+    WHERE company_id = k.company_id AND direction = 'inbound' AND idempotency_key = k.idempotency_key OFFSET 0) e
 ORDER BY k.n
 
 -- name: mark_published

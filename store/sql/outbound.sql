@@ -19,9 +19,10 @@ JOIN channel_events e ON e.id = g.id AND e.parent_id = g.parent_id
 -- name: load_commands
 -- The open ones of these, and before them what was recorded earlier about the same entities and is not routed yet: its
 -- wake-up may be late, but the order of recording is the order of the lane.
+-- IS TRUE: by id, as `load` of inbound.sql.
 WITH named AS (
     SELECT e.id, e.company_id, e.entity_type, e.entity_internal_id, e.seq FROM channel_events e
-    WHERE e.id = ANY ($1::uuid[]) AND e.direction = 'outbound' AND e.parent_id IS NULL
+    WHERE e.id = ANY ($1::uuid[]) AND (e.direction = 'outbound') IS TRUE AND e.parent_id IS NULL
       AND e.status IN ('received', 'processing', 'retrying')
 ), wanted AS (
     SELECT id FROM named
