@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .protocol import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -24,96 +24,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TICKS = 10  # of uvicorn's in a second: at every tenth it sets the date
-MAX_HEAD = 64 * 1024  # bytes of a request's head, or of its trailers: uvicorn keeps any number
-
-
-class _Whole:
-    """A transport that sends what was written in one turn of the loop at once: head and body of an answer are two writes of
-    the server, and a system call each would be a twentieth of the ingress.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._held: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self._send)
-        self._held.append(data)
-
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    def _send(self) -> None:
-        if self._held:
-            data, self._held = b"".join(self._held), []
-            self._transport.write(data)
-
-
-class _Parser(httptools.HttpRequestParser):
-    """Reads no body of a request that asks for an upgrade: its protocol hears where the head ended."""
-
-    def __init__(self, protocol: _Protocol) -> None:
-        super().__init__(protocol)
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-        self._protocol = protocol
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # uvicorn feeds nothing else
-        try:
-            super().feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if not self._protocol.asks_for_upgrade():
-                raise
-            self._protocol.go_on_without_upgrade(data[upgrade.args[0] :])
-
-
-class _Protocol(HttpToolsProtocol):
-    """RFC 9110, 7.8: whoever does not know the other protocol may go on as if nobody had asked for it. Java's client asks for h2c
-    with every request over plain HTTP.
-    """
-
-    _head = 0  # bytes that came since the last ones of a body, or the end of a request
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.parser = _Parser(self)
-
-    def asks_for_upgrade(self) -> bool:
-        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
-
-    def go_on_without_upgrade(self, rest: bytes) -> None:
-        version = self.parser.get_http_version().encode()
-        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-        self.parser = _Parser(self)
-        self.parser.feed_data(b"\r\n".join([*head, b"", rest]))
-
-    def on_headers_complete(self) -> None:
-        if not self.asks_for_upgrade():
-            super().on_headers_complete()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the class above it
-        super().connection_made(cast("asyncio.Transport", _Whole(transport)))
-
-    def data_received(self, data: bytes) -> None:
-        self._head += len(data)
-        super().data_received(data)
-        if self._head > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
-
-    def on_body(self, body: bytes) -> None:
-        self._head = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if not self.asks_for_upgrade():
-            self._head = 0
-            super().on_message_complete()
 
 
 class _Server(uvicorn.Server):
@@ -160,7 +70,7 @@ async def serving(app: ASGIApp, host: str, port: int, *, grace: float = 10.0) ->
         host=host,
         port=port,
         loop="none",
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         access_log=False,
         log_config=None,

@@ -96,13 +96,10 @@ async def connect(
         await connection.connect()
     except BaseException as error:
         await connection.close()
-        if isinstance(
-            error, StopAsyncIteration
-        ):  # aiormq's word for a peer that hangs up in the middle of the handshake
+        if isinstance(error, StopAsyncIteration):  # aiormq's word for a peer that hangs up in the handshake
             raise ConnectionError("the connection was closed while it was made") from error
-        if isinstance(error, InvalidFrameError) and ConnectionFrames.OpenOk.name in str(
-            error
-        ):  # the broker closed it instead
+        closed_instead = isinstance(error, InvalidFrameError) and ConnectionFrames.OpenOk.name in str(error)
+        if closed_instead:
             raise ConnectionError("there is no such virtual host, or it is not open to this user") from error
         raise
     return connection
