@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, Misconfigured, Rejected
 from adapters.port import Command, Repeat, Reply
 from schemas.commands import InvalidCommandError
 from schemas.vocabulary import CallKind, Fault
@@ -208,7 +208,11 @@ async def ask_or_execute(session: VendorSession, work: Work, command: Command, r
 
 async def _found(session: VendorSession, work: Work, command: Command) -> Reply | None:
     work.asked = CallKind.READ
-    found = await session.adapter.find(session, command)
+    try:
+        found = await session.adapter.find(session, command)
+    except Rejected as error:  # the question is refused, which says nothing about the command
+        problem = f"{error}; it was asked whether {command.event_type} has been done, and that is not known"
+        raise Misconfigured(problem, code=error.code, place=error.place) from error
     work.looked_up = True
     work.asked = CallKind.WRITE  # what is done is a sign of life of the vendor's writes, too
     return found

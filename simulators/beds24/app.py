@@ -208,8 +208,8 @@ def plain_failure(fault: Fault) -> Response:
         return Response(status_code=200)
     if kind is FaultKind.UNAVAILABLE:
         return PlainTextResponse("Service Unavailable", 503)
-    error = failure(500, "Internal server error")
-    return Response(orjson.dumps(error.body), 500, media_type="application/json")
+    error = failure(400, "Bad request") if kind is FaultKind.REFUSED else failure(500, "Internal server error")
+    return Response(orjson.dumps(error.body), error.status, media_type="application/json")
 
 
 def cut(response: Response) -> Response:

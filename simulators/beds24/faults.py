@@ -13,6 +13,8 @@ class FaultKind(StrEnum):
     """429, credits shown as 0; nothing done."""
     RATE_LIMITED_BARE = "rate_limited_bare"
     """429 as something before the API says it: a Retry-After and none of the credit headers; nothing done."""
+    REFUSED = "refused"
+    """400 with the error envelope; nothing done."""
     SERVER_ERROR = "server_error"
     """500 with the error envelope."""
     UNAVAILABLE = "unavailable"

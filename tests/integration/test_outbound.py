@@ -374,10 +374,8 @@ async def test_a_failed_head_holds_its_lane_and_nobody_elses(world: World, core:
         "SELECT status FROM channel_events WHERE event_type = 'pms.booking.update' AND parent_id IS NOT NULL"
     )
     assert waiting == "received"
-    from store.dead_letters import requeue
-
     failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
-    await requeue(world.db, [failed], "test")
+    await dead_letters.requeue(world.db, [failed], "test")
     await world.two_seconds_pass()
     await core.wait_for(
         lambda e: e.type == "core.command.succeeded" and e.data["command"] == "pms.booking.update", timeout=20
@@ -404,10 +402,8 @@ async def test_a_create_that_failed_unknown_is_requeued_and_looked_up_first(worl
         found = await core.wait_for(lambda e: e.type.startswith("core.command."), timeout=30)
         if found.type == "core.command.succeeded" or round_:
             break
-        from store.dead_letters import requeue
-
         failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
-        await requeue(world.db, [failed], "test")
+        await dead_letters.requeue(world.db, [failed], "test")
         await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
     assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE error_class = 'poison'") == 0
@@ -418,10 +414,8 @@ async def test_a_requeued_create_that_was_never_done_is_done_once(world: World, 
     await create(core, "B-14")
     await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
     world.sim.faults.clear()
-    from store.dead_letters import requeue
-
     failed = await world.db.fetchval("SELECT event_id FROM dead_letters WHERE status = 'pending'")
-    await requeue(world.db, [failed], "test")
+    await dead_letters.requeue(world.db, [failed], "test")
     await world.two_seconds_pass()
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
@@ -433,6 +427,23 @@ async def test_a_doubt_outlives_a_look_up_that_fails(world: World, core: CorePms
     world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="GET /bookings"))
     await create(core, "B-15")
     await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=30)
+    assert len(world.sim.account.bookings) == 1
+    calls = [call.operation for call in world.sim.account.calls if "bookings" in call.operation]
+    assert calls == ["POST /bookings", "GET /bookings", "GET /bookings"]
+
+
+async def test_a_look_up_that_the_vendor_refuses_is_no_refusal_of_the_command(world: World, core: CorePms) -> None:
+    """Nothing is done once more, nobody is told that the vendor said no to the booking, and a requeue asks again."""
+    world.sim.faults.add(Fault(FaultKind.TIMEOUT_AFTER_COMMIT, operation="POST /bookings", close=True))
+    world.sim.faults.add(Fault(FaultKind.REFUSED, operation="GET /bookings"))
+    await create(core, "B-17")
+    await core.wait_for(lambda e: e.type == "core.command.failed", timeout=30)
+    letter = await world.db.fetchrow("SELECT event_id, error_class, error_message FROM dead_letters")
+    assert letter["error_class"] == "misconfigured"
+    assert "it was asked whether pms.booking.create has been done, and that is not known" in letter["error_message"]
+    await dead_letters.requeue(world.db, [letter["event_id"]], "test")
+    await world.two_seconds_pass()
+    await core.wait_for(lambda e: e.type == "core.command.succeeded", timeout=20)
     assert len(world.sim.account.bookings) == 1
     calls = [call.operation for call in world.sim.account.calls if "bookings" in call.operation]
     assert calls == ["POST /bookings", "GET /bookings", "GET /bookings"]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.errors import Rejected
+from adapters.errors import Misconfigured, Rejected
 from adapters.port import Command, Repeat, Reply
 from schemas.commands import parse_command
 from schemas.vocabulary import EntityType
@@ -38,6 +38,7 @@ class Lane:
     bad      those that the vendor refuses, and whatever they are said with
     priced   those with a price in another currency than the price before: no one command says both
     dies_at  the call of this number is done, and nothing is settled of it
+    asks     whether the vendor takes look-ups
     """
 
     page: int
@@ -48,6 +49,7 @@ class Lane:
     done: list[list[int]] = field(default_factory=list)
     refusals: list[int] = field(default_factory=list)
     calls: int = 0
+    asks: bool = True
 
     def add(self, number: int, starts: int = 0) -> None:
         row: Any = SimpleNamespace(id=UUID(int=number), idempotency_key=str(number), starts=starts)
@@ -81,6 +83,8 @@ class Lane:
 
     async def find(self, _session: Any, command: Command) -> Reply | None:
         self.calls += 1
+        if not self.asks:
+            raise Rejected("no such question")
         known = {number for numbers in self.done for number in numbers}
         numbers = _numbers(command)
         last = self.done[-1][-1] if self.done else 0
@@ -168,3 +172,15 @@ def test_what_an_outage_left_in_doubt_is_looked_up_before_parts_of_it_are_said(c
     assert said == sorted(said)
     assert {number for numbers in lane.done for number in numbers} == {*range(1, count + 1)} - {bad}
     assert lane.calls <= count + 2 * count.bit_length() + 2
+
+
+def test_a_refused_look_up_ends_the_attempt_and_refuses_none_of_what_waits() -> None:
+    lane = Lane(PAGE, set(), set(), 0, asks=False)
+    for number in range(1, 5):
+        lane.add(number, starts=1)
+    with pytest.raises(Misconfigured, match="that is not known"):
+        lane.attempt()
+    assert lane.calls == 1
+    assert not lane.refusals
+    assert not lane.done
+    assert lane.open[-1].doubt
