@@ -33,6 +33,7 @@ from .inbound_rows import (
     final,
     finish_row,
     is_plain,
+    keys_of,
     observe,
     state_rows,
 )
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from schemas.entities import Reservation, Sourced
     from schemas.event import Event
     from store.directory import Directory, Known
-    from store.inbound import InboundRow
+    from store.inbound import InboundRow, StoredState
     from store.pool import Connection, Pool
     from store.results import Batch
     from topology.retry import RetryPolicy
@@ -285,14 +286,11 @@ class InboundStage:
         )
         return await self._commit([work])
 
-    async def _unmark(self, connection: Connection, works: Sequence[Work]) -> None:
+    def _unmark(self, works: Sequence[Work], stored: Mapping[tuple[str, str], StoredState]) -> None:
         """An echo that also tells what the core does not know is told like any other state."""
-        echoes = [work for work in works if work.own_writes]
-        keys = [row.key for work in echoes for row in state_rows(work)]
-        stored = await store.stored_states(connection, keys)
-        for work in echoes:
+        for work in works:
             match work.outcome:
-                case Skip(effects=Effects(reservations=(sourced,)) as effects):
+                case Skip(effects=Effects(reservations=(sourced,)) as effects) if work.own_writes:
                     before = stored.get((work.row.connection_id, sourced.entity.external_id))
                     if tells_more(sourced, work.own_writes, before):
                         work.outcome = Done(effects)
@@ -311,7 +309,9 @@ class InboundStage:
         """raises SettledElsewhereError"""
         if not works:
             return _Settled(None, [])
-        await self._unmark(connection, works)
+        if any(work.own_writes or work.fetched for work in works):
+            # Of all of them, at once: two batches that took theirs one after the other might wait for each other.
+            self._unmark(works, await store.stored_states(connection, [key for work in works for key in keys_of(work)]))
         states = [row for work in works for row in state_rows(work)]
         overtaken = await store.overtaken(connection, [row for row in states if row.sourced.version.asked])
         states = [row for row in states if row.event_id not in overtaken]

@@ -82,6 +82,11 @@ def state_rows(work: Work) -> list[StateRow]:
     ]
 
 
+def keys_of(work: Work) -> list[tuple[str, str]]:
+    """As StateRow.key"""
+    return [(work.row.connection_id, sourced.entity.external_id) for sourced in effects_of(work).reservations]
+
+
 def _kept(work: Work, document: Mapping[str, Any], cipher: Cipher) -> tuple[str, bytes | None]:
     """(JSON text without personal data, that sealed): the event's own row has both already, unless an edit was laid over it."""
     if document is work.document and work.row.overlay is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -198,6 +199,46 @@ async def test_what_somebody_else_ended_meanwhile_is_left_out_and_the_rest_goes_
         " (SELECT count(*) FROM core_events c WHERE c.cause_id = e.id) AS told FROM channel_events e ORDER BY e.seq"
     )
     assert [tuple(row) for row in rows] == [("done", 1, 1), ("abandoned", 0, 0), ("done", 1, 1)]
+
+
+async def test_a_batch_takes_its_bookings_in_the_order_that_every_batch_takes_them(world: World) -> None:
+    """An echo, whose booking it looks at before the others, too: another batch never waits for one that waits for it."""
+    await world.start("ingress")
+    first, second = [change.body for change in generate(7, 2, 0)]
+    ids = sorted((str(body["booking"]["id"]) for body in (first, second)), key=str.encode)
+    async with open_parts("inbound", world.settings()) as parts, parts.pool.acquire() as other:
+        stage = inbound_stage(parts)
+        await stage.process([await recorded(world, body) for body in (first, second)])
+        events = [await recorded(world, later(body)) for body in (first, second)]
+        echo = next(body for body in (first, second) if str(body["booking"]["id"]) == ids[1])
+        await world.db.execute(
+            "INSERT INTO own_writes (event_id, company_id, connection_id, external_id, marker, expected, written_at, expires_at)"
+            " SELECT gen_random_uuid(), company_id, connection_id, external_id, '', jsonb_build_object('adults', adults),"
+            " $2, now() + interval '1 hour' FROM int_reservations WHERE external_id = $1",
+            ids[1],
+            modified(later(echo)),
+        )
+        await world.db.execute("UPDATE channel_events SET attempts = 1 WHERE status = 'received'")
+        look = "SELECT FROM int_reservations WHERE external_id = $1 FOR UPDATE NOWAIT"
+        async with other.transaction():
+            await other.execute(look, ids[0])
+            batch = asyncio.create_task(stage.process(events))
+            await world.until("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", equals=1)
+            await other.execute(look, ids[1])
+        await batch
+    assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE last_error LIKE 'echo%'") == 1
+    assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE status IN ('done', 'skipped')") == 4
+
+
+def later(body: dict[str, Any]) -> dict[str, Any]:
+    """The same booking, changed a minute later."""
+    changed = copy.deepcopy(body)
+    changed["booking"]["modifiedTime"] = (modified(body) + timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return changed
+
+
+def modified(body: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(body["booking"]["modifiedTime"])
 
 
 async def recorded(world: World, body: dict[str, Any]) -> Event:
