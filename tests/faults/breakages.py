@@ -180,6 +180,18 @@ def has_no_lanes() -> None:
     _rewrite(outbound, "claim", "take_lane(w.id, w.lane, w.lane_policy, w.seq)", "true")
 
 
+def leaves_one_out() -> None:
+    """Of each batch of an operator's job."""
+    from store import events
+
+    original = events.replay
+
+    async def replay(connection: Any, originals: Any, run: Any) -> Any:
+        return await original(connection, originals[1:], run)
+
+    events.replay = replay
+
+
 def _rewrite(module: Any, statement: str, old: str, new: str) -> None:
     known = dict(module._SQL)
     if old not in known[statement]:
@@ -204,5 +216,6 @@ BREAKAGES: dict[str, Callable[[], None]] = {
         forgets_names,
         has_no_fence,
         has_no_lanes,
+        leaves_one_out,
     )
 }

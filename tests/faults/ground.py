@@ -32,7 +32,7 @@ from store import migrate
 from tests.faults.journal import Journal
 from tests.faults.load import AMQP_AWAY, AWAY, ROOMS, Load, insist, vendors_stay
 from tests.faults.nursery import Nursery
-from tests.faults.oracle import EventRow, Record, Stay, repeats, violations
+from tests.faults.oracle import EventRow, Job, Record, Stay, repeats, violations
 from tests.faults.steps import Moment, Point
 from tests.fleet import COMPANY, PROPERTY, World
 from tests.topology.tcp_proxy import TcpProxy
@@ -66,6 +66,7 @@ _UNREST = """
 SELECT (SELECT count(*) FROM channel_events WHERE seq > $1 AND status IN ('received', 'processing', 'retrying'))
      + (SELECT count(*) FROM pulls WHERE finished_at < clock_timestamp() - interval '1 hour')
      + (SELECT count(*) FROM core_batches) + (SELECT count(*) FROM outbox WHERE taken_at IS NULL)
+     + (SELECT count(*) FROM operator_jobs WHERE finished_at IS NULL)
      + cardinality($2::text[]) - (SELECT count(*) FROM channel_events
                                   WHERE seq > $1 AND parent_id IS NULL AND idempotency_key = ANY ($2))
 """
@@ -358,6 +359,11 @@ class Ground:
             calls = await connection.fetch(
                 "SELECT event_id FROM sync_exchanges WHERE event_id = ANY ($1)", list(events)
             )
+            jobs = await connection.fetch(
+                "SELECT id, status, done, ARRAY(SELECT replay_of FROM channel_events e WHERE e.job_id = j.id) AS repeated"
+                " FROM operator_jobs j WHERE id = ANY ($1)",
+                list(load.jobs),
+            )
             batches = await connection.fetchval("SELECT count(*) FROM core_batches")
         waiting = await insist(self.waiting, (*AWAY, AMQPError))
         if unroutable is None:
@@ -392,6 +398,7 @@ class Ground:
             got=got,
             calls=self.journal.calls(self._calls),
             logged_calls=frozenset(row["event_id"] for row in calls),
+            jobs=[Job(row["id"], load.jobs[row["id"]], row["repeated"], row["status"], row["done"]) for row in jobs],
             look_up=LOOK_UP,
             waiting=waiting,
             results_waiting=batches,

@@ -20,6 +20,9 @@ from schemas.ids import uuid7
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.beds24.state import Author
 from simulators.bookings import deliveries, generate, truth
+from store import jobs
+from store.events import Selection
+from store.jobs import NewJob
 from store.outbound import insert_commands
 from tests.faults.oracle import Accepted, Said, Stay
 from tests.fleet import COMPANY, CONNECTION
@@ -70,6 +73,8 @@ class Load:
         self.nights: dict[str, dict[str, dict[str, float]]] = {room: {} for room in ROOMS}
         self.own: set[UUID] = set()
         """events of webhooks that tell of nothing but what the commands made"""
+        self.jobs: dict[UUID, frozenset[UUID]] = {}
+        """operators' jobs, and which events they were to repeat"""
         self.letters = 0
         """unreadable messages that were sent"""
         self.problems: list[str] = []
@@ -295,6 +300,22 @@ class Load:
             " lease_until = CASE WHEN p.started_at > clock_timestamp() - interval '15 s' THEN p.lease_until END",
             CONNECTION, COMPANY,
         )  # fmt: skip
+
+    async def _errand_job(self) -> None:
+        """An operator has some facts repeated, two at a time: of bookings that the vendor can be asked about."""
+        async with self._ground.pool.acquire() as connection:
+            found = await connection.fetch(
+                "SELECT id FROM channel_events WHERE entity_external_id = ANY ($1) AND status = 'done' AND replay_of IS NULL"
+                " ORDER BY seq DESC LIMIT 4",
+                [str(id_) for id_ in self.at_vendor],
+            )
+            if found:
+                ids = tuple(row["id"] for row in found)
+                filter_ = {"selection": Selection(ids=ids).document(), "again": False}
+                job = NewJob("replay", filter_, "faults", len(ids), rate=4.0)
+                self.jobs[await jobs.add(connection, job)] = frozenset(ids)
+        if not found:
+            await self.hint()
 
     async def _errand_outbox(self) -> None:
         await self.story("outbox")

@@ -76,6 +76,17 @@ class EventRow:
     retries: int = 0  # attempts that the vendor answered badly or not at all, by the history
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An operator's. asked: the events that it was to repeat; repeated: those that it did, as often as it did; done: as it says"""
+
+    id: UUID
+    asked: frozenset[UUID]
+    repeated: Sequence[UUID]
+    status: str
+    done: int
+
+
 @dataclass(slots=True)
 class Record:
     """All that is known when everything has come to rest.
@@ -113,6 +124,7 @@ class Record:
     got: Mapping[str, object] = field(default_factory=dict)
     calls: Sequence[Call] = ()
     logged_calls: frozenset[UUID] = frozenset()
+    jobs: Sequence[Job] = ()
     look_up: frozenset[str] = frozenset({CREATE})
     waiting: Mapping[str, int] = field(default_factory=dict)
     results_waiting: int = 0
@@ -124,7 +136,7 @@ class Record:
 def violations(record: Record) -> list[str]:
     """Empty when every promise was kept."""
     found: list[str] = []
-    for check in (_lost, _open, _state, _told, _results, _commands, _effects, _letters, _attempts, _rest):
+    for check in (_lost, _open, _state, _told, _results, _commands, _effects, _letters, _jobs, _attempts, _rest):
         found += check(record)
     found += [f"repeated: {said}" for said in _repeats(record, record.look_up)]
     found += [*_order(record), *_lanes(record)]
@@ -252,6 +264,17 @@ def _letters(record: Record) -> Iterator[str]:
             row = record.events.get(letter)
             what = f"{row.type} {row.key}: {row.error}" if row else str(letter)
             yield f"letters: a dead letter that nothing explains: {what}"
+
+
+def _jobs(record: Record) -> Iterator[str]:
+    """Each of them did all that it was to do, once, and says so."""
+    for job in record.jobs:
+        if (job.status, job.done) != ("done", len(job.asked)):
+            yield f"jobs: {job.id} is {job.status} after {job.done} of {len(job.asked)}"
+        times = Counter(job.repeated)
+        for id_ in job.asked | times.keys():
+            if times[id_] != (1 if id_ in job.asked else 0):
+                yield f"jobs: {job.id} repeated {id_} {times[id_]} times"
 
 
 def _attempts(record: Record) -> Iterator[str]:

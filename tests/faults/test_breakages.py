@@ -48,6 +48,13 @@ async def echoes(ground: Ground, load: Load, broken: str) -> None:
     await load.echoes()
 
 
+async def a_job(ground: Ground, load: Load, broken: str) -> None:
+    ground.begin("scheduler", {"broken": broken})
+    await load.hint()
+    await ground.rest(load, 20)
+    await load.errand("job")
+
+
 def killed_at(point: str, act: Callable[[Load], Awaitable[None]], *, again: bool = False) -> Scene:
     """again: broken after the kill, too"""
 
@@ -88,6 +95,7 @@ SCENES: dict[str, tuple[Scene, str]] = {
     "acks_first": (killed_at("outbound.adopt.before", lambda load: load.story("exchange")), "lost: command"),
     "answers_first": (killed_at("ingress.insert.before", lambda load: load.history()), "lost: accepted"),
     "has_no_lanes": (stories, "pms.booking.update"),
+    "leaves_one_out": (a_job, "jobs: "),
     "does_not_ask": (
         killed_at("outbound.create.after", lambda load: load.story("exchange"), again=True),
         "repeated: pms.booking.create",

@@ -8,7 +8,19 @@ from uuid import UUID
 
 import pytest
 
-from tests.faults.oracle import FAILED, SUCCEEDED, Accepted, Call, EventRow, Record, Said, Stay, repeats, violations
+from tests.faults.oracle import (
+    FAILED,
+    SUCCEEDED,
+    Accepted,
+    Call,
+    EventRow,
+    Job,
+    Record,
+    Said,
+    Stay,
+    repeats,
+    violations,
+)
 
 FACT, COMMAND, DELIVERY, UPDATE, UPDATING = (UUID(int=n) for n in range(1, 6))
 STAY = Stay("2027-01-01", "2027-01-03", 2, cancelled=False)
@@ -45,6 +57,7 @@ def sound() -> Record:
         got={"B-1": [STAY]},
         calls=[Call("c@", 1.0, 2.0, applied=True, created=True), Call("u@", 3.0, 4.0, applied=True)],
         logged_calls=frozenset({DELIVERY, UPDATING}),
+        jobs=[Job(UUID(int=20), frozenset({FACT, DELIVERY}), [DELIVERY, FACT], "done", 2)],
         waiting={"beds24.inbound": 0},
         unhurt=True,
     )
@@ -57,6 +70,10 @@ def test_a_sound_record_has_nothing_wrong() -> None:
 
 def _row(record: Record, id_: UUID, **changes: object) -> None:
     record.events = {**record.events, id_: replace(record.events[id_], **changes)}  # type: ignore[arg-type]
+
+
+def _job(record: Record, **changes: object) -> None:
+    record.jobs = [replace(record.jobs[0], **changes)]  # type: ignore[arg-type]
 
 
 def _without(record: Record, id_: UUID) -> None:
@@ -77,6 +94,14 @@ WRONG: dict[str, tuple[str, Callable[[Record], object]]] = {
         lambda r: setattr(r, "results", [*r.results[:2], (r.results[2][0], UPDATING, FAILED)]),
     ),
     "a call that is not in the log": ("not in the log", lambda r: setattr(r, "logged_calls", frozenset({UPDATING}))),
+    "a job that came to no end": ("jobs: ", lambda r: _job(r, status="running", done=1)),
+    "a job that left something out": (f"repeated {FACT} 0 times", lambda r: _job(r, repeated=[DELIVERY])),
+    "a job that did something twice": (f"repeated {FACT} 2 times", lambda r: _job(r, repeated=[FACT, FACT, DELIVERY])),
+    "a job that did what nobody asked for": (
+        f"repeated {UPDATING} 1 times",
+        lambda r: _job(r, repeated=[FACT, DELIVERY, UPDATING]),
+    ),
+    "a job that counts too much": ("done after 3 of 2", lambda r: _job(r, done=3)),
     "two results": ("results: beds24", lambda r: setattr(r, "results", [*r.results, (UUID(int=10), FACT, "core")])),
     "no result": ("results: beds24", lambda r: setattr(r, "results", r.results[1:])),
     "a result that nobody heard": ("never heard", lambda r: setattr(r, "heard", {})),
