@@ -48,12 +48,18 @@ class _Parser(httptools.HttpRequestParser):
         self._protocol = protocol
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # uvicorn feeds nothing else
-        try:
-            super().feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if not self._protocol.asks_for_upgrade():
-                raise
-            self._protocol.go_on_without_upgrade(data[upgrade.args[0] :])
+        # Nothing is copied, and nothing begins inside another: all that is in it may ask for an upgrade.
+        parser, rest = self, memoryview(data)
+        while True:
+            try:
+                super(_Parser, parser).feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._protocol.asks_for_upgrade():
+                    raise
+                rest = rest[upgrade.args[0] :]
+            else:
+                return
+            parser = self._protocol.begin_without_upgrade()
 
 
 class Protocol(HttpToolsProtocol):
@@ -70,12 +76,14 @@ class Protocol(HttpToolsProtocol):
     def asks_for_upgrade(self) -> bool:
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
-    def go_on_without_upgrade(self, rest: bytes) -> None:
+    def begin_without_upgrade(self) -> _Parser:
+        """returns one that has read this request's head as if it asked for none"""
         version = self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-        self.parser = _Parser(self)
-        self.parser.feed_data(b"\r\n".join([*head, b"", rest]))
+        self.parser = parser = _Parser(self)
+        parser.feed_data(b"\r\n".join([*head, b"", b""]))
+        return parser
 
     def on_headers_complete(self) -> None:
         if not self.asks_for_upgrade():

@@ -51,6 +51,12 @@ async def test_a_body_is_read_whatever_protocol_its_sender_would_rather_speak(
     assert caplog.messages == []
 
 
+async def test_however_many_requests_of_a_packet_ask_for_an_upgrade_each_is_answered() -> None:
+    said = await answers("GET /one HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n" * 3000 + LAST)
+    assert said.count("</one: >") == 3000
+    assert said.endswith("</last: end>")
+
+
 async def test_a_head_without_end_is_refused_whatever_it_would_rather_speak() -> None:
     said = await answers(f"POST /one HTTP/1.1\r\nHost: a\r\n{H2C}X: {'a' * 70_000}")
     assert said.startswith("HTTP/1.1 400")
