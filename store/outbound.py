@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SQL = statements("outbound")
 
+WOKEN = 1_000  # deliveries of a connection at once: many more than a few workers may have under way
+
 
 @dataclass(slots=True)
 class CommandRow:
@@ -282,7 +284,7 @@ async def waiting(connection: Connection, connection_id: str, limit: int) -> lis
 async def wake_waiting(connection: Connection, connection_ids: Collection[str], *, but: Collection[UUID] = ()) -> None:
     """The deliveries of these connections that nobody has begun are woken by the next look of the relay."""
     if connection_ids:
-        await connection.execute(_SQL["wake_waiting"], sorted(connection_ids), list(but))
+        await connection.execute(_SQL["wake_waiting"], sorted(connection_ids), list(but), WOKEN)
 
 
 async def lane_heads(connection: Connection, lanes: Sequence[str]) -> list[LaneHead]:

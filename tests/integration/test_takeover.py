@@ -9,9 +9,10 @@ import pytest
 
 from store import connections, inbound, relay
 from store.ingest import mark_published
+from store.outbound import WOKEN
 from store.pool import open_pool
 from store.presence import Presence
-from tests.integration.test_relay_rows import EXPIRED, STALE, insert, insert_delivery
+from tests.integration.test_relay_rows import COMMON, EXPIRED, STALE, insert, insert_delivery
 from workers.strays import Strays
 from workers.takeover import Takeover
 
@@ -124,6 +125,23 @@ async def test_what_waits_beside_a_lease_that_ran_out_is_woken_but_for_what_an_o
     assert [row.id for row in found] == [newer]
     await owner.close()
     await operator.close()
+
+
+async def test_of_however_many_that_wait_beside_a_lease_that_ran_out_a_few_are_woken(database_url: str) -> None:
+    """The relay's other looks wait for this one. Who has to turn some of them away looks for the rest in the table."""
+    owner = await asyncpg.connect(database_url)
+    await connections.add_company(owner, "acme", "Acme", b"key")
+    await connections.add_connection(owner, "beds24-acme", "acme", "beds24", "Acme", None, {})
+    expired = await insert_delivery(database_url, worker="hangs", lease=-1)
+    await owner.execute(
+        f"INSERT INTO channel_events ({COMMON}, published_at) SELECT gen_random_uuid(), 'acme', 'beds24-acme', gen_random_uuid(),"  # noqa: S608 - the test's own words
+        " 'outbound', 'pms.booking.update', gen_random_uuid(), '{}', 'received', now() FROM generate_series(1, $1)",
+        3 * WOKEN,
+    )
+    assert [row.id for row in await relay.take_expired(owner, EXPIRED, 10)] == [expired]
+    found, _ = await relay.stale(owner, STALE, 3 * WOKEN)
+    assert len(found) == WOKEN
+    await owner.close()
 
 
 async def test_a_worker_prolongs_and_gives_back_only_what_it_still_has(database_url: str, pool) -> None:
