@@ -112,9 +112,9 @@ async def warm(connection: Connection) -> None:
 
 
 async def start_alone(connection: Connection, id_: UUID) -> int | None:
-    """How often it was started without an answer, this time included; None if it is settled."""
-    starts: int | None = await connection.fetchval(_SQL["start_alone"], id_, MAX_STARTS)
-    return starts
+    """How often it was started without an answer before; None if it is settled, or leased."""
+    before: int | None = await connection.fetchval(_SQL["start_alone"], id_, MAX_STARTS)
+    return before
 
 
 async def lease(
@@ -122,6 +122,7 @@ async def lease(
 ) -> dict[UUID, int]:
     """Those that nobody else has, with how often they were started without an answer, this time included.
 
+    starts: 0 of what `start_alone` has counted, else 1
     token: of these leases alone. With the same one it may be repeated when its answer was lost.
     """
     rows = await connection.fetch(_SQL["lease"], ids, worker, seconds, starts, token, MAX_STARTS)

@@ -84,14 +84,14 @@ class Hints:
         self._suspect: Work | None = None  # one at its last start: it is asked for alone
 
     async def ask(self, works: Sequence[Work], starts: int) -> None:
-        """Leases the works and hands them to the tasks of their connections. starts: how many this counts as"""
+        """Leases the works and hands them to the tasks of their connections. starts: 0 if this one is counted already, else 1"""
         if not works:
             return
         if self._suspect is not None:  # leased beside it they would be counted, and in the end parked with it
             # What is processed already, another worker has.
             free = [work for work in works if work.row.status != EventStatus.PROCESSING.value]
             for work in free:
-                work.starts, work.outcome = work.row.starts + 1, self._after_the_suspect()
+                work.starts, work.outcome = work.row.starts + starts, self._after_the_suspect()
             await self._settle(free)
             return
 

@@ -111,15 +111,15 @@ class InboundStage:
             async with self._pool.acquire() as connection:
                 return await store.start_alone(connection, event.row_id)
 
-        starts = await outlast(start)
-        if starts is None:
-            await outlast(lambda: self._begin([event]))  # settled, or without a row: then it is not to be lost either
+        before = await outlast(start)
+        if before is None:
+            await outlast(lambda: self._begin([event]))  # not ours, or without a row: then it is not to be lost either
             return
-        if starts <= MAX_STARTS:
+        if before <= MAX_STARTS:
             await self._process([event], starts=0)
             return
         for work in await outlast(lambda: self._begin([event])):
-            work.outcome = poison(starts)
+            work.outcome = poison(before)
             await self._settle([work])
 
     async def drain(self, grace: float) -> None:

@@ -18,16 +18,20 @@ FROM channel_events e
 WHERE e.id = ANY ($1::uuid[]) AND (e.direction = 'inbound') IS TRUE
 
 -- name: start_alone
--- Counts a start before the event runs, so that one that kills its worker is found by itself.
-UPDATE channel_events SET starts = LEAST(starts, $2) + 1
-WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'processing', 'retrying')
-RETURNING starts
+-- Counts a start before the event runs, so that one that kills its worker is found by itself; the last one as `begin_alone` does.
+-- What is leased has its starts counted by its lease.
+UPDATE channel_events e SET starts = CASE WHEN before.starts + 1 < $2 THEN before.starts + 1 ELSE $2 + 1 END
+FROM (SELECT id, starts FROM channel_events
+      WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'retrying') FOR UPDATE) before
+WHERE e.id = before.id
+RETURNING before.starts
 
 -- name: lease
 -- Facts about which the vendor must be asked first: meanwhile their rows say who does it, and not a message in the broker.
--- What the same token ($5) has taken already is not counted once more, nor what is at its last start ($6), see `claim`.
+-- What the same token ($5) has taken already is not counted once more, nor what is at its last start ($6), see `claim`. What was
+-- counted by `start_alone` ($4 = 0) has been read, and may have its last start, of being asked for, before it still.
 UPDATE channel_events e SET status = 'processing', worker = $2, lease_token = $5, next_attempt_at = NULL,
-    starts = e.starts + CASE WHEN e.status = 'processing' OR e.starts >= $6 THEN 0 ELSE $4 END,
+    starts = CASE WHEN e.status = 'processing' OR e.starts >= $6 AND $4 > 0 THEN e.starts ELSE LEAST(e.starts + $4, $6) END,
     lease_until = clock_timestamp() + make_interval(secs => $3), published_at = COALESCE(e.published_at, clock_timestamp())
 WHERE e.id = ANY ($1::uuid[])
   AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())

@@ -19,7 +19,7 @@ from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
 from topology.declared import DEAD_LETTERS, dlq, outbound_queue
 
 
-@pytest.mark.parametrize(("starts", "status"), [(MAX_STARTS - 1, "done"), (MAX_STARTS, "failed")])
+@pytest.mark.parametrize(("starts", "status"), [(MAX_STARTS, "done"), (MAX_STARTS + 1, "failed")])
 async def test_an_inbound_event_that_came_back_is_run_alone_until_it_is_a_poison(
     world: World, starts: int, status: str
 ) -> None:
@@ -39,6 +39,38 @@ async def test_an_inbound_event_that_came_back_is_run_alone_until_it_is_a_poison
         (letter,) = letters
         assert (letter["error_class"], letter["owner"]) == ("poison", "pipeline")
         assert f"started {MAX_STARTS} times" in letter["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "status", "after"),
+    [(0, "retrying", 0), (MAX_STARTS, "retrying", MAX_STARTS - 1), (MAX_STARTS + 1, "failed", 0)],
+)
+async def test_a_hint_that_came_back_has_its_last_start_if_it_only_waited_for_it(
+    world: World, starts: int, status: str, after: int
+) -> None:
+    """Its worker may have died of another one."""
+    await world.start("ingress")  # and no worker: the stage is run by hand
+    event_id = (await world.webhook({"booking": {"id": 999_999_999}})).json()["events"][0]
+    await world.db.execute("UPDATE channel_events SET starts = $1", starts)
+    async with open_parts("inbound", world.settings()) as parts:
+        stage = inbound_stage(parts)
+        await stage.process_alone(Event(id=event_id, type="beds24.booking.hinted"))
+        await world.until("SELECT status FROM channel_events", equals=status)  # the vendor does not show it yet
+        await stage.drain(10)
+    assert await world.db.fetchval("SELECT starts FROM channel_events") == after
+
+
+async def test_what_is_leased_is_not_counted_by_a_wake_up_that_comes_back(world: World) -> None:
+    await world.start("ingress")
+    event_id = (await world.webhook({"booking": {"id": 999_999_999}})).json()["events"][0]
+    await world.db.execute(
+        "UPDATE channel_events SET status = 'processing', worker = 'w', lease_until = now() + interval '1 hour', starts = $1",
+        MAX_STARTS,
+    )
+    async with open_parts("inbound", world.settings()) as parts:
+        await inbound_stage(parts).process_alone(Event(id=event_id, type="beds24.booking.hinted"))
+    row = await world.db.fetchrow("SELECT status, worker, starts FROM channel_events")
+    assert tuple(row) == ("processing", "w", MAX_STARTS)
 
 
 @pytest.mark.parametrize("in_hand", [0, 1], ids=["one that came back", "a batch"])
