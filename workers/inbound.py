@@ -32,6 +32,7 @@ from .inbound_rows import (
     effects_of,
     final,
     finish_row,
+    is_asked,
     is_plain,
     keys_of,
     observe,
@@ -309,7 +310,7 @@ class InboundStage:
         """raises SettledElsewhereError"""
         if not works:
             return _Settled(None, [])
-        if any(work.own_writes or work.fetched for work in works):
+        if any(work.own_writes or is_asked(work) for work in works):
             # Of all of them, at once: two batches that took theirs one after the other might wait for each other.
             self._unmark(works, await store.stored_states(connection, [key for work in works for key in keys_of(work)]))
         states = [row for work in works for row in state_rows(work)]

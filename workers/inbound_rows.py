@@ -62,6 +62,11 @@ def is_plain(work: Work) -> bool:
             return False
 
 
+def is_asked(work: Work) -> bool:
+    """Whether the vendor's API said what it brings."""
+    return any(sourced.version.asked for sourced in effects_of(work).reservations)
+
+
 def state_rows(work: Work) -> list[StateRow]:
     """What is only stored, because the core said it itself, is told to nobody."""
     if work.known is None:

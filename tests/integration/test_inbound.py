@@ -201,8 +201,22 @@ async def test_what_somebody_else_ended_meanwhile_is_left_out_and_the_rest_goes_
     assert [tuple(row) for row in rows] == [("done", 1, 1), ("abandoned", 0, 0), ("done", 1, 1)]
 
 
-async def test_a_batch_takes_its_bookings_in_the_order_that_every_batch_takes_them(world: World) -> None:
-    """An echo, whose booking it looks at before the others, too: another batch never waits for one that waits for it."""
+# Of the fact that tells booking $1 as it was at $2.
+ECHO = (
+    "INSERT INTO own_writes (event_id, company_id, connection_id, external_id, marker, expected, written_at, expires_at)"
+    " SELECT gen_random_uuid(), company_id, connection_id, external_id, '', jsonb_build_object('adults', adults),"
+    " $2, now() + interval '1 hour' FROM int_reservations WHERE external_id = $1"
+)
+PULLED = (
+    "UPDATE channel_events SET payload = jsonb_set(payload::jsonb, '{booking,modifiedTime}', to_jsonb("
+    "to_char($2::timestamptz AT TIME ZONE 'UTC' - interval '1 minute', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')))"
+    " || '{\"pulledAt\": \"2026-01-01T00:00:00Z\"}' WHERE status = 'received' AND entity_external_id = $1"
+)
+
+
+@pytest.mark.parametrize("kind", [ECHO, PULLED], ids=["an echo", "what a pull brought, of the version that is stored"])
+async def test_a_batch_takes_its_bookings_in_the_order_that_every_batch_takes_them(world: World, kind: str) -> None:
+    """Those that it looks at before the others, too: another batch never waits for one that waits for it."""
     await world.start("ingress")
     first, second = [change.body for change in generate(7, 2, 0)]
     ids = sorted((str(body["booking"]["id"]) for body in (first, second)), key=str.encode)
@@ -210,14 +224,8 @@ async def test_a_batch_takes_its_bookings_in_the_order_that_every_batch_takes_th
         stage = inbound_stage(parts)
         await stage.process([await recorded(world, body) for body in (first, second)])
         events = [await recorded(world, later(body)) for body in (first, second)]
-        echo = next(body for body in (first, second) if str(body["booking"]["id"]) == ids[1])
-        await world.db.execute(
-            "INSERT INTO own_writes (event_id, company_id, connection_id, external_id, marker, expected, written_at, expires_at)"
-            " SELECT gen_random_uuid(), company_id, connection_id, external_id, '', jsonb_build_object('adults', adults),"
-            " $2, now() + interval '1 hour' FROM int_reservations WHERE external_id = $1",
-            ids[1],
-            modified(later(echo)),
-        )
+        looked_at = next(body for body in (first, second) if str(body["booking"]["id"]) == ids[1])
+        await world.db.execute(kind, ids[1], modified(later(looked_at)))
         await world.db.execute("UPDATE channel_events SET attempts = 1 WHERE status = 'received'")
         look = "SELECT FROM int_reservations WHERE external_id = $1 FOR UPDATE NOWAIT"
         async with other.transaction():
@@ -226,8 +234,11 @@ async def test_a_batch_takes_its_bookings_in_the_order_that_every_batch_takes_th
             await world.until("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", equals=1)
             await other.execute(look, ids[1])
         await batch
-    assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE last_error LIKE 'echo%'") == 1
-    assert await world.db.fetchval("SELECT count(*) FROM channel_events WHERE status IN ('done', 'skipped')") == 4
+        # What was pulled is asked for.
+        await world.until("SELECT count(*) FROM channel_events WHERE status IN ('received', 'processing')", equals=0)
+        await stage.drain(10)
+    reasons = await world.db.fetch("SELECT last_error FROM channel_events WHERE status <> 'done'")
+    assert [row["last_error"][:4] for row in reasons] == ["echo" if kind is ECHO else "not "]
 
 
 def later(body: dict[str, Any]) -> dict[str, Any]:
