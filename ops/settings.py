@@ -84,11 +84,14 @@ class Settings(BaseSettings):
 def _fits(url: str, schemes: tuple[str, ...]) -> bool:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # which a bare / in the password would cut in two
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        _ = [urlsplit(f"//{host}").port for host in hosts]  # which a bare / in the password would cut in two
     except ValueError:
         return False
     in_its_place = parts.netloc.count("@") == url.count("@") < 2
-    return parts.scheme in schemes and url[len(parts.scheme) :].startswith("://") and in_its_place
+    # The client of the database asks several of them in turn, the broker's reads one.
+    few = len(hosts) == 1 or (schemes == SCHEMES["database_url"] and all(hosts))
+    return parts.scheme in schemes and url[len(parts.scheme) :].startswith("://") and in_its_place and few
 
 
 def load() -> Settings:

@@ -37,9 +37,9 @@ def ensure_database(server_url: str, name: str) -> None:
 
 
 def address(url: str) -> str:
-    """Host, port and path of a URL: what may be shown to people."""
+    """Hosts, ports and path of a URL: what may be shown to people."""
     parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port}{parts.path}" if parts.port else f"{parts.hostname}{parts.path}"
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 async def _ask_postgres(url: str, timeout: float) -> None:

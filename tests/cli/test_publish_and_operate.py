@@ -190,6 +190,17 @@ async def test_a_url_that_would_be_read_amiss_is_refused_and_no_part_of_it_is_sh
         assert not [part for part in ("geh", "eim", "u:1") if part in told.out + told.err]
 
 
+async def test_a_database_may_have_several_hosts(staybus: Cli) -> None:
+    """One that has a standby: each is asked in turn. A broker's client reads one."""
+    url = str(staybus.env["STAYBUS_DATABASE_URL"])
+    several = Cli(staybus.env | {"STAYBUS_DATABASE_URL": url.replace("@", "@127.0.0.1:1,")})
+    assert "head" in (await several("db", "status")).out
+    nobody = Cli(staybus.env | {"STAYBUS_DATABASE_URL": "postgresql://someone:hunter2@127.0.0.1:1,127.0.0.1:2/staybus"})
+    assert "127.0.0.1:1,127.0.0.1:2/staybus does not answer" in (await nobody("db", "status", code=1)).err
+    brokers = Cli(staybus.env | {"STAYBUS_AMQP_URL": "amqp://someone:hunter2@127.0.0.1:1,127.0.0.1:2/"})
+    assert "STAYBUS_AMQP_URL: the form is amqp://" in (await brokers("db", "status", code=1)).err
+
+
 async def test_a_healthy_installation(acme: Cli) -> None:
     findings = {one["check"]: one["state"] for one in (await acme("doctor", "--json")).document}
     broken = {check for check, state in findings.items() if state == "broken"}
