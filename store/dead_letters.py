@@ -27,11 +27,12 @@ _SQL = statements("dead_letters")
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """The event behind a dead message."""
+    """The event behind a dead message. worker: who had it last"""
 
     id: UUID
     status: str
     starts: int
+    worker: str | None
     asleep: Asleep
 
 
@@ -55,6 +56,7 @@ async def behind_letters(connection: Connection, ids: Sequence[UUID]) -> list[Be
             r["id"],
             r["status"],
             r["starts"],
+            r["worker"],
             Asleep(
                 r["id"],
                 r["company_id"],

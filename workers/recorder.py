@@ -6,8 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from schemas.event import decode_each
-from schemas.vocabulary import MAX_STARTS, OPEN_STATUSES, Fault, Owner, Result
+from schemas.vocabulary import MAX_STARTS, OPEN_STATUSES, EventStatus, Fault, Owner, Result
 from store import dead_letters as store
+from store.presence import absent
 from store.results import keep
 from store.seal import SealError
 from store.settle import bury
@@ -79,7 +80,8 @@ class Recorder:
         async with self._pool.acquire() as connection, connection.transaction():
             found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
             left = {id_: row for id_, row in found.items() if row.status in _OPEN}
-            ended = await self._park(connection, {id_: row for id_, row in left.items() if row.starts > MAX_STARTS})
+            poison = {id_: row for id_, row in left.items() if row.starts > MAX_STARTS}
+            ended = await self._park(connection, await _without_those_in_hand(connection, poison))
             orphans = [event for event in events if event.row_id not in found]
             letters = [unreadable(one, self._queue, routing, cipher) for one in malformed]
             letters += [stranger(event, NOT_RECORDED, cipher) for event in orphans if not event.is_wake_up]
@@ -113,6 +115,13 @@ class Recorder:
             return await self._directory.get(row.connection_id) if row.connection_id else None
         except SealError:
             return None
+
+
+async def _without_those_in_hand(connection: Connection, poison: Mapping[UUID, Behind]) -> Mapping[UUID, Behind]:
+    """What a living worker has is in its last start just now: that ends it, or its lease does."""
+    holders = {id_: row.worker for id_, row in poison.items() if row.status == EventStatus.PROCESSING and row.worker}
+    gone = await absent(connection, sorted(set(holders.values())))
+    return {id_: row for id_, row in poison.items() if id_ not in holders or holders[id_] in gone}
 
 
 def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:

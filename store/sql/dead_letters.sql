@@ -1,5 +1,5 @@
 -- name: behind_letters
-SELECT e.id, e.company_id, e.event_type, e.trace, e.status, e.starts, c.vendor, e.parent_id IS NOT NULL AS delivery,
+SELECT e.id, e.company_id, e.event_type, e.trace, e.status, e.starts, e.worker, c.vendor, e.parent_id IS NOT NULL AS delivery,
        e.connection_id, e.direction
 FROM channel_events e LEFT JOIN connections c ON c.id = e.connection_id
 WHERE e.id = ANY ($1::uuid[])

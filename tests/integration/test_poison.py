@@ -14,6 +14,7 @@ from schemas.event import Event, decode, encode
 from schemas.vocabulary import MAX_STARTS
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
+from store.presence import Presence
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
 from topology.declared import DEAD_LETTERS, dlq, outbound_queue
@@ -134,6 +135,37 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     assert tuple(letter) == (event_id, "beds24", "poison")
     attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
     assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS} times and never ended")
+
+
+async def test_a_delivery_whose_message_the_broker_gave_up_is_not_parked_while_a_living_worker_has_it(
+    world: World,
+) -> None:
+    """Its last start counts while it goes on; what comes of it would be lost."""
+    living = Presence(world.database_url, "living")
+    await living.start()
+    await world.start("scheduler")
+    ids = [
+        await world.db.fetchval(
+            """INSERT INTO channel_events (id, company_id, connection_id, parent_id, direction, event_type, idempotency_key, payload,
+                   status, starts, worker, lease_until, published_at)
+               VALUES (gen_random_uuid(), $1, $2, gen_random_uuid(), 'outbound', 'pms.booking.cancel', $3, '{}', 'processing', $4,
+                   $3, now() + interval '1 hour', now()) RETURNING id""",
+            COMPANY,
+            CONNECTION,
+            worker,
+            MAX_STARTS + 1,
+        )
+        for worker in ("living", "dead")
+    ]
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        wake_ups = [{"id": str(id_), "type": "pms.booking.cancel", "companyid": COMPANY} for id_ in ids]
+        await (await connection.channel()).default_exchange.publish(
+            aio_pika.Message(orjson.dumps(wake_ups)), dlq("beds24")
+        )
+        await world.until("SELECT count(*) FROM dead_letters", equals=1)
+    found = await world.db.fetch("SELECT worker, status FROM channel_events ORDER BY worker")
+    assert list(map(tuple, found)) == [("dead", "failed"), ("living", "processing")]
+    await living.stop()
 
 
 async def test_availability_that_waits_behind_a_delivery_that_the_broker_gave_up_fails_with_it(world: World) -> None:
