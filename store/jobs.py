@@ -123,8 +123,8 @@ async def advance(
     await connection.execute(_SQL["advance"], job.id, status, done, failed, cursor or job.cursor, pause, error)
 
 
-async def rest(connection: Connection, id_: UUID, seconds: float) -> None:
-    await connection.execute(_SQL["rest"], id_, seconds)
+async def rest(connection: Connection, id_: UUID, seconds: float, error: str) -> None:
+    await connection.execute(_SQL["rest"], id_, seconds, error)
 
 
 async def fail(connection: Connection, id_: UUID, error: str) -> None:

@@ -90,7 +90,8 @@ class Jobs:
         _log.warning("operators' job not gone on with; trying again", extra=told)
         with suppress(*OUTAGES, asyncpg.InterfaceError):  # or the database is away, and so are the others' turns
             async with self._pool.acquire() as db:
-                await store.rest(db, job.id, REST)
+                problem = f"{type(error).__name__}: a batch came to no end, and is tried again"
+                await store.rest(db, job.id, REST, problem)
 
     async def _go_on(self, db: Connection, job: Job) -> None:
         if job.canary is not None and job.status != JobStatus.RUNNING:

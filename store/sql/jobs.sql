@@ -40,7 +40,7 @@ WHERE id = $1
 
 -- name: rest
 -- Whose batch is not known to have come to its end: others have their turn. $2: seconds until it is tried again, at the earliest.
-UPDATE operator_jobs SET next_at = GREATEST(next_at, clock_timestamp() + make_interval(secs => $2))
+UPDATE operator_jobs SET next_at = GREATEST(next_at, clock_timestamp() + make_interval(secs => $2)), last_error = $3
 WHERE id = $1 AND status IN ('waiting', 'canary', 'running')
 
 -- name: fail

@@ -180,8 +180,12 @@ async def test_a_job_that_waits_for_a_locked_row_lets_the_others_have_their_turn
         with pytest.raises(TimeoutError):
             await scheduler(impatient).step()
         assert (await run(impatient, free)).done == 1
+    waiting = await jobs.show(db, locked)
+    assert waiting is not None
+    assert waiting.last_error == "TimeoutError: a batch came to no end, and is tried again"
     await db.execute("UPDATE operator_jobs SET next_at = now() WHERE id = $1", locked)
-    assert (await run(impatient, locked)).done == 1
+    ended = await run(impatient, locked)
+    assert (ended.done, ended.last_error) == (1, None)
     await impatient.close()
 
 
