@@ -8,8 +8,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from adapters.errors import AdapterError, Misconfigured, Rejected
+from adapters.errors import AdapterError, Misconfigured, Rejected, Transient
 from adapters.port import Command, Repeat, Reply
+from adapters.transport import NOT_SENT
 from schemas.commands import InvalidCommandError
 from schemas.vocabulary import CallKind, Fault
 from store.seal import SealError
@@ -192,7 +193,8 @@ def _key(works: Sequence[Work]) -> str:
 
 
 async def ask_or_execute(session: VendorSession, work: Work, command: Command, repeat: Repeat) -> Reply:
-    if work.doubt and repeat is not Repeat.ASK:
+    doubt = work.doubt
+    if doubt and repeat is not Repeat.ASK:
         found = await _found(session, work, command)
         if found is not None:
             return found
@@ -203,7 +205,12 @@ async def ask_or_execute(session: VendorSession, work: Work, command: Command, r
     if known is not None:
         work.existed = True
         return Reply(known, {"existed": True}, found=True)
-    return await session.adapter.execute(session, command)
+    try:
+        return await session.adapter.execute(session, command)
+    except Transient as error:
+        if error.code == NOT_SENT:  # no further call: as much in doubt as before
+            work.doubt = doubt
+        raise
 
 
 async def _found(session: VendorSession, work: Work, command: Command) -> Reply | None:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from adapters.beds24 import client
+from adapters.transport import NOT_SENT
 from schemas.commands import AvailabilityUpdate, Merging
 from schemas.ids import uuid7
 from simulators.beds24.access import WINDOW
@@ -356,6 +357,28 @@ async def test_nothing_older_goes_out_behind_one_that_failed_and_may_have_been_d
     assert letters.keys() == {older, newest}
     assert str(newest) in letters[older]
     await heard(core, "core.command.failed", older)
+
+
+async def test_nothing_older_goes_out_behind_one_that_was_looked_up_in_vain_and_not_sent_again(
+    world: World, core: CorePms
+) -> None:
+    """Its first call may be under way still, and what was not sent says nothing of it."""
+    await wait_behind_a_first(world, core)
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.EXPIRED_TOKEN, operation=CALENDAR))
+    world.sim.faults.add(Fault(FaultKind.SERVER_ERROR, operation="GET /authentication/token", count=None))
+    await push(core, "a-2", 2, available=3)
+    await push(core, "a-3", 2, available=0)
+    await arrived(world, 3)
+    await world.until("SELECT count(*) FROM dead_letters", equals=2)
+    _, older, newest = await ids(world)
+    letters = "SELECT event_id, error_code, error_message FROM dead_letters ORDER BY id"
+    with_it, itself = await world.db.fetch(letters)
+    assert [(row["event_id"], row["error_code"]) for row in (with_it, itself)] == [
+        (older, NOT_SENT),
+        (newest, NOT_SENT),
+    ]
+    assert f"it waited with the newer {newest}" in with_it["error_message"]
 
 
 async def test_what_failed_with_the_newest_goes_again_before_it_and_is_split_as_ever(
