@@ -215,9 +215,13 @@ class DeliveryStage:
 
     async def _begin_alone(self, work: Work, turn: AsyncExitStack) -> None:
         """Its last start is counted when nothing runs beside it: what is under way until then may kill the worker, too."""
-        if self._turns.wanted:
+        # All others wait with it: for a silent vendor they would each time that it comes back. What it may have done is looked up.
+        at = work.row.connection_id
+        work.outcome = await outlast(lambda: self._governor.held_back(at, set(CallKind)))
+        if work.outcome is None and self._turns.wanted:
             until = self._now() + timedelta(seconds=1 + self._random())
             work.outcome = Defer(until, "begins alone, after another one that does")
+        if work.outcome is not None:
             return
         await turn.aclose()
         await turn.enter_async_context(self._turns.alone())

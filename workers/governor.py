@@ -24,7 +24,7 @@ from .decide import SOONEST
 from .outcome import Defer, Done, Outcome, Park, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from adapters.port import Budget, RateLimit
     from schemas.connection import Connection
@@ -130,6 +130,11 @@ class Governor:
                 self._not_a_probe(call)
         return verdicts
 
+    async def held_back(self, connection_id: str, kinds: Collection[CallKind]) -> Defer | None:
+        """Until when its circuits let no call of these kinds through. Nothing is taken, and nothing tried."""
+        async with self._pool.acquire() as database:
+            return self._while_open(await limits.circuits(database, {(connection_id, kind) for kind in kinds}))
+
     async def _take_at_once(self, calls: Sequence[Call]) -> bool:
         """Whether nothing stands against any of them, which is nearly always; then it is one statement. Else nothing is taken."""
         costs: defaultdict[str, float] = defaultdict(float)
@@ -181,9 +186,16 @@ class Governor:
         self._probing -= call.probes
         call.probes = frozenset()
 
-    def _through_circuits(self, call: Call, circuits: dict[limits.Key, limits.Circuit]) -> Defer | None:
-        needed = call.circuits
-        against = {key: c for key, c in circuits.items() if key in needed and c.failures >= limits.OPENS}
+    def _through_circuits(self, call: Call, circuits: Mapping[limits.Key, limits.Circuit]) -> Defer | None:
+        against = {key: circuit for key, circuit in circuits.items() if key in call.circuits}
+        verdict = self._while_open(against)
+        if verdict is None:
+            call.probes = frozenset(_open(against))
+            self._probing |= call.probes
+        return verdict
+
+    def _while_open(self, circuits: Mapping[limits.Key, limits.Circuit]) -> Defer | None:
+        against = _open(circuits)
         if not against:
             return None
         now = self._now()
@@ -195,8 +207,6 @@ class Governor:
             # A probe of a silent vendor takes as long as a call may: who comes back sooner comes back for nothing.
             pause = timedelta(seconds=limits.FIRST_PAUSE) * (1 + SPREAD * self._random())
             return Defer(now + pause, "circuit open: waits for the probe")
-        self._probing |= against.keys()
-        call.probes = frozenset(against)
         return None
 
     def _out_of_budget(
@@ -209,6 +219,10 @@ class Governor:
             return Defer(known.resets_at, f"rate limit: {known.free:g} units left, {needed:g} needed")
         balances[call.scope] = taken[call.scope] = replace(known, under_way=known.under_way + limit.cost)
         return None
+
+
+def _open(circuits: Mapping[limits.Key, limits.Circuit]) -> dict[limits.Key, limits.Circuit]:
+    return {key: circuit for key, circuit in circuits.items() if circuit.failures >= limits.OPENS}
 
 
 def _believed(budget: Budget, limit: RateLimit) -> timedelta:

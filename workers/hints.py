@@ -102,12 +102,13 @@ class Hints:
                 return await store.lease(connection, ids, self._worker, self._lease, starts, token)
 
         leased = await outlast(lease)
+        held_back = await self._held_back([work for work in works if leased.get(work.row.id) == MAX_STARTS])
         refused, begun = [], []
         for work in works:
             if work.row.id not in leased:
                 continue  # another worker has it
             work.starts = leased[work.row.id]
-            refusal = self._refusal(work)
+            refusal = self._refusal(work) or held_back.get(work.row.id)
             if refusal is not None:
                 work.outcome = refusal
                 refused.append(work)
@@ -158,6 +159,14 @@ class Hints:
             until = self._now() + timedelta(seconds=30 * (1 + self._random()))
             return Defer(until, f"{WAITING} hints of this connection wait already")
         return None
+
+    async def _held_back(self, works: Sequence[Work]) -> dict[UUID, Defer | None]:
+        """Whoever is asked for alone has all others wait: for a silent vendor they would each time that it comes back."""
+
+        async def look(work: Work) -> Defer | None:
+            return await outlast(lambda: self._governor.held_back(work.row.connection_id, {CallKind.READ}))
+
+        return {work.row.id: await look(work) for work in works}
 
     def _after_the_suspect(self) -> Defer:
         until = self._now() + timedelta(seconds=1 + self._random())

@@ -583,6 +583,33 @@ async def test_what_waits_to_begin_alone_has_not_begun_when_its_worker_dies(
     assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
+@pytest.mark.parametrize(
+    ("process", "operation", "kind"), [("outbound", POST, CallKind.WRITE), ("inbound", READ, CallKind.READ)]
+)
+async def test_what_begins_alone_has_nobody_wait_for_its_silent_vendor(
+    world: World, core: CorePms, one: Client, process: str, operation: str, kind: CallKind
+) -> None:
+    """Nothing else would begin, each time that it comes back, until all that is under way has ended: and then it is put off."""
+    async with client(world, "beds24", "two") as two:
+        two.slow_down(operation)
+        await world.start("ingress", "scheduler", process)
+        await Calls(process, operation, two, core).begin(0)
+        await two.gate.until(1)
+        await came_twice(world, process)
+        await world.db.execute(
+            "INSERT INTO call_circuits (connection_id, kind, company_id, failures, retry_at)"
+            " VALUES ($1, $2, $3, $4, now() + interval '1 hour')",
+            *(one.connection, kind.value, COMPANY, limits.OPENS),
+        )
+        await Calls(process, operation, one, core).begin(0)
+        put_off = "SELECT starts FROM channel_events WHERE connection_id = $1 AND last_error LIKE 'circuit open%'"
+        await world.until(put_off, one.connection, equals=MAX_STARTS - 1)
+        assert len(two.gate.inside) == 1
+        two.gate.open()
+        await two.settled(process, 1)
+        await world.stop_all()
+
+
 async def test_a_stop_in_the_middle_of_a_call_is_no_start_that_never_ended(
     world: World, one: Client, calls: Calls
 ) -> None:

@@ -344,6 +344,18 @@ async def test_after_its_pause_one_call_of_each_process_tries(ground: Ground) ->
     assert await ground.one(one, of()) is None
 
 
+async def test_who_only_asks_whether_a_circuit_holds_back_tries_nothing(ground: Ground) -> None:
+    governor = ground.governor()
+    await ground.fail(governor, limits.OPENS)
+    assert isinstance(await governor.held_back("c1", set(CallKind)), Defer)
+    assert await governor.held_back("c1", {READ}) is None
+    assert await governor.held_back("c2", set(CallKind)) is None
+    await ground.over()
+    assert [await governor.held_back("c1", set(CallKind)) for _ in range(2)] == [None, None]
+    assert await ground.one(governor, of()) is None  # the probe
+    assert isinstance(await governor.held_back("c1", set(CallKind)), Defer)
+
+
 async def test_a_probe_that_fails_doubles_the_pause_up_to_a_cap(ground: Ground) -> None:
     governor = ground.governor()
     await ground.fail(governor, 5)
