@@ -222,12 +222,12 @@ WHERE EXISTS (SELECT FROM connections c WHERE c.id = $1 AND c.status = 'active')
 -- name: wake_waiting
 -- Stale at once, for the next look of the relay. Not null: who announced them a moment ago would mark them once more.
 -- What somebody holds locked is passed over: nobody who wakes waits for anybody. However many there are, $3 of each connection
--- do: who has to turn some of them away looks for the rest in the table.
+-- do, bookings first: who has to turn some of them away looks for the rest in the table.
 UPDATE channel_events e SET published_at = '2000-01-01Z'
 FROM unnest($1::text[]) AS g (connection_id) CROSS JOIN LATERAL (
     SELECT id FROM channel_events
     WHERE connection_id = g.connection_id AND status = 'received' AND parent_id IS NOT NULL AND id <> ALL ($2::uuid[])
-    LIMIT $3 FOR UPDATE SKIP LOCKED) w
+    ORDER BY lane_policy, seq LIMIT $3 FOR UPDATE SKIP LOCKED) w
 WHERE e.id = w.id
 
 -- name: lane_heads
