@@ -39,7 +39,12 @@ def ensure_database(server_url: str, name: str) -> None:
 def address(url: str) -> str:
     """Hosts, ports and path of a URL: what may be shown to people."""
     parts = urlsplit(url)
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return "an address that cannot be told" if _is_amiss(url) else f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _is_amiss(url: str) -> bool:
+    """Whether a bare / ? or # in the password ends the host too soon: parts of it are read as the host's, the port's or the path."""
+    return urlsplit(url).netloc.count("@") != url.count("@")
 
 
 async def _ask_postgres(url: str, timeout: float) -> None:
@@ -70,6 +75,8 @@ async def _create_database(server_url: str, name: str) -> None:
 
 
 def _problem(url: str, ask: Callable[[], Coroutine[None, None, None]]) -> str | None:
+    if _is_amiss(url):  # what a client says of it may quote the password
+        return "it is read amiss; write the special characters of its password as %2F, %3F, %23, %40"
     try:
         _in_thread(ask)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to the question
