@@ -88,7 +88,9 @@ def deal(seed: int, kills: int, points: Sequence[Point] = POINTS) -> list[Deal]:
             # The scheduler is armed, then a worker dies in the middle of a call; and nobody else disturbs the two.
             strikes["outbound"] = (Strike(_DEATH, 1),)
         else:
-            strikes["outbound"] = decks["outbound"].draw(MOST["outbound"], frozenset({"doubt"}))
+            # A death takes one of three attempts, and so may a token that the vendor has forgotten.
+            refused = any(strike.point.step.needs == "token" for strike in strikes["inbound"])
+            strikes["outbound"] = decks["outbound"].draw(1 if refused else MOST["outbound"], frozenset({"doubt"}))
         wanted -= {strike.point.name for hand in strikes.values() for strike in hand}
         dealt.append(Deal(f"kills-{len(dealt) + 1}", dice.randrange(2**31), strikes))
     return dealt

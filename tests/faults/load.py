@@ -322,20 +322,20 @@ class Load:
 
     async def _errand_token(self) -> None:
         """The vendor forgets the tokens: the next call renews. It keeps what is new, or was not used yet, and all of them while
-        something is still refused: a call that was refused with one, and is with the next, waits for ten seconds, and the third
-        time is a matter for a person. To forget what it gave some seconds ago is not sound nevertheless: that may cost an
-        attempt."""
+        something open has used an attempt: a call that was refused with one, and is with the next, waits for ten seconds, and
+        the third attempt is the last. To forget what it gave some seconds ago is not sound nevertheless: that may cost one."""
         self.vendor_sound = False
         async with self._ground.pool.acquire() as connection:
-            refused = await connection.fetchval(
-                "SELECT count(*) FROM channel_events WHERE status = 'retrying' AND error_class = 'misconfigured'"
+            tried = await connection.fetchval(
+                "SELECT count(*) FROM channel_events"
+                " WHERE attempts > 0 AND status IN ('received', 'processing', 'retrying')"
             )
         access = self._ground.world.sim.account.access
         since = access.clock() - YOUNG
         access.tokens = {
             text: token
             for text, token in access.tokens.items()
-            if refused or token.last_used == token.created or token.created > since
+            if tried or token.last_used == token.created or token.created > since
         }
         await self.hint()
 

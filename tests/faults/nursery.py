@@ -37,17 +37,20 @@ OURS = (
 
 
 class Child:
-    """What `subprocess.Popen` offers, of a process that another one started. Its end is told by a file."""
+    """What `subprocess.Popen` offers, of a process that another one started. Its end is told by a file, which goes when it is read:
+    a later process may have the same pid."""
 
     def __init__(self, pid: int, folder: Path) -> None:
         self.pid = pid
         self._end = folder / f"exit-{pid}"
+        self._code: int | None = None
 
     def poll(self) -> int | None:
-        try:
-            return int(self._end.read_text())
-        except (OSError, ValueError):
-            return None
+        if self._code is None:
+            with contextlib.suppress(FileNotFoundError):
+                self._code = int(self._end.read_text())
+                self._end.unlink()
+        return self._code
 
     def wait(self, timeout: float = 60) -> int:
         deadline = time.monotonic() + timeout
