@@ -173,6 +173,7 @@ class Link:
         self._lost = asyncio.Event()
         self._ready = asyncio.Event()
         self._told = LinkState.DOWN
+        self.failure = ""  # why the last attempt to connect failed
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -226,8 +227,10 @@ class Link:
                     with losses_as_errors():
                         await self._build()
             except Exception as error:  # noqa: BLE001 - whatever the libraries raise: a supervisor that ends leaves its process idle for ever
-                log.warning("%s: no link to %s: %s", self._name, where(self._url), _words(error))
+                self.failure = _words(error)
+                log.warning("%s: no link to %s: %s", self._name, where(self._url), self.failure)
             else:
+                self.failure = ""
                 log.info("%s: linked to %s", self._name, where(self._url))
                 built = loop.time()
                 await self._watch()

@@ -149,7 +149,7 @@ class Publisher:
         if self._stopping:
             return PublishFault(FaultKind.NOT_CONNECTED, "stopping")
         if not self._link.connected:
-            return PublishFault(FaultKind.NOT_CONNECTED)
+            return PublishFault(FaultKind.NOT_CONNECTED, self._link.failure)
         return PublishFault(FaultKind.BLOCKED) if self._link.blocked else None
 
     async def _publish(self, messages: Sequence[Outgoing]) -> list[PublishFault | None]:

@@ -240,11 +240,12 @@ class RouterStage:
             ahead[lane].update(command.targets)
             if not command.targets:
                 kind, internal = _home(command)
-                at = f" at {row.connection_id}" if row.connection_id else " at any active connection"
+                where = f"any active connection that takes {row.event_type}"
+                if row.connection_id:
+                    where = f"{row.connection_id}, or that is not active, or takes no {row.event_type}"
                 command.park = Park(
                     Fault.UNMAPPED,
-                    f"{kind}: {internal} is not mapped{at} that takes {row.event_type}; add it with `staybus mapping add`, "
-                    "then requeue",
+                    f"{kind}: {internal} is not mapped at {where}; add it with `staybus mapping add`, then requeue",
                     Owner.TENANT,
                     "unmapped",
                     f"{kind} {internal}",

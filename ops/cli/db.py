@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import session
-from .output import FOUND, AsJson, Refused, Yes, confirm, example, facts, listing, note, noun, progress, say
+from .output import FOUND, AsJson, Refused, Yes, confirm, doing, example, facts, listing, note, noun, say
 
 if TYPE_CHECKING:
     from store.pool import Pool
@@ -136,7 +136,7 @@ async def _drop(pool: Pool, keep: Keep, found: Counter[str]) -> Counter[str]:
     async with alone(pool) as connection:
         if connection is None:
             raise Refused("a scheduler drops old rows just now: let it, or try again later")
-        with progress("drop", found.total()) as advance:
+        with doing("drop", found.total()) as advance:
             async for page in retention.pages(connection, keep, asyncio.Event()):
                 dropped.update(page.rows)
                 advance(sum(page.rows[walk.table] for walk in WALKS))

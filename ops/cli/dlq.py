@@ -16,20 +16,20 @@ import typer
 from schemas.vocabulary import DeadLetterStatus, Fault, JobKind, Owner
 
 from . import edits, jobs, session
-from .jobs import AsJob, Detach
+from .jobs import MOST, AsJob, Detach
 from .output import (
     FOUND,
     AsJson,
     Refused,
     Yes,
     confirm,
+    doing,
     emit,
     example,
     facts,
     listing,
     note,
     noun,
-    progress,
     say,
 )
 from .secrets import duration
@@ -64,7 +64,9 @@ OlderThan = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Every open one, where no filter is given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which ones.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Of a filter: at most so many, the oldest first.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, max=MOST, help="Of a filter: at most so many, the oldest first.")
+]
 Rate = Annotated[float | None, typer.Option("--rate", min=0.1, max=1_000_000, help="At most so many a second.")]
 
 COLUMNS = (
@@ -164,6 +166,8 @@ def requeue(
     as_json: AsJson = False,
 ) -> None:
     """Let events run again with a fresh budget of attempts; their history and their edits stay."""
+    if canary is None and canary_share != 1:
+        raise typer.BadParameter("says which part of a --canary is enough", param_hint="--canary-share")
     wanted = _filter(vendor, company, event_type, error, fingerprint, owner, older_than, DeadLetterStatus.PENDING)
     plan = _pick(ids, wanted, all_, limit, _not_requeued)
     if dry_run:
@@ -479,7 +483,7 @@ async def _do(what: str, task: Task, plan: _Plan, rate: float | None, why: str |
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
     whole = Batch(None, more=plan.met > 0)
     async with session.pool(API_ROLE) as pool:
-        with progress(what, plan.met) as advance:
+        with doing(what, plan.met) as advance:
             while whole.more and (room := plan.met - len(whole.done) - whole.failed) > 0:
                 async with as_company(pool, None) as db:
                     batch = await task.batch(db, whole.cursor, min(size, room), order)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -15,8 +15,23 @@ import typer
 from schemas.vocabulary import EventStatus, JobKind
 
 from . import jobs, session
-from .jobs import AsJob, Detach
-from .output import AsJson, Refused, Yes, confirm, emit, example, facts, listing, note, noun, progress, say, table
+from .jobs import MOST, AsJob, Detach
+from .output import (
+    AsJson,
+    Refused,
+    Yes,
+    confirm,
+    doing,
+    emit,
+    example,
+    facts,
+    listing,
+    note,
+    noun,
+    progress,
+    say,
+    table,
+)
 from .secrets import duration
 from .vendors import refuse_unknown
 
@@ -146,8 +161,10 @@ def moment(value: str) -> datetime:
     try:
         found = datetime.fromisoformat(value.strip())
     except ValueError:
-        ago: timedelta = duration(value)
-        return datetime.now(UTC) - ago
+        try:
+            return datetime.now(UTC) - duration(value)
+        except typer.BadParameter:
+            raise typer.BadParameter("a time such as 2027-01-31 or 2027-01-31T08:00Z, or 90m, 24h, 7d ago") from None
     try:
         return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except OverflowError:
@@ -197,7 +214,9 @@ def replay(
     again: Annotated[
         bool, typer.Option("--again", help="Also what makes a second effect, or puts an older state back, at a vendor.")
     ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many, the oldest first.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, max=MOST, help="At most so many, the oldest first.")
+    ] = None,
     rate: Annotated[float, typer.Option("--rate", min=0.1, max=1_000_000, help="At most so many a second.")] = RATE,
     note_: Annotated[str | None, typer.Option("--note", help="Why; kept in the audit log.")] = None,
     job: AsJob = False,
@@ -399,7 +418,7 @@ async def _replay(plan: _Plan, limit: int | None, rate: float, why: str | None) 
     size = max(1, min(PAGE, int(rate)))
     whole = Batch(None, more=plan.kinds.total() > 0)
     async with session.pool(API_ROLE) as pool:
-        with progress("replay", plan.total) as advance:
+        with doing("replay", plan.total) as advance:
             while whole.more and (limit is None or len(whole.done) + whole.failed < limit):
                 room = size if limit is None else min(size, limit - len(whole.done) - whole.failed)
                 async with as_company(pool, None) as db:

@@ -29,9 +29,12 @@ MEANINGS = {
     "asyncpg.exceptions.InvalidAuthorizationSpecificationError": (
         "the database refuses this user or password: correct STAYBUS_DATABASE_URL"
     ),
+    # Its own text quotes the value: "invalid input syntax …: <the value>".
+    "asyncpg.exceptions.DataError": (
+        "the database cannot keep one of the values: text must be UTF-8 without NUL characters, a number within 64 bits"
+    ),
 }
 _POSTGRES = "asyncpg.exceptions._base.PostgresError"
-_VALUES_IN_TEXT = frozenset({"asyncpg.exceptions.DataError"})  # "invalid input syntax …: <the value>"
 
 
 def describe(error: BaseException) -> str:
@@ -44,8 +47,7 @@ def describe(error: BaseException) -> str:
             return MEANINGS[kind]
     name = type(error).__name__
     if _POSTGRES in kinds:
-        detail = "" if _VALUES_IN_TEXT.intersection(kinds) else f": {getattr(error, 'message', '')}"
-        return f"the database refuses it: {name}{detail}"
+        return f"the database refuses it: {name}: {getattr(error, 'message', '')}"
     if (
         original := getattr(error, "orig", None)
     ) is not None:  # SQLAlchemy's wrapping; its own text repeats all the SQL

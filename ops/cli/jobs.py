@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = noun("Operators' jobs: bulk requeues, abandons and replays that the schedulers carry out.")
 
 PAUSE = 0.3  # seconds between two looks at a job
+MOST = 1_000_000_000  # letters or events that a --limit lets through: what the table holds
 UNTAKEN = 10.0  # seconds after which a job that nobody has begun is worth a word
 DONE_WORDS = {JobKind.REQUEUE: "requeued", JobKind.ABANDON: "abandoned", JobKind.REPLAY: "replayed"}
 
@@ -76,7 +77,7 @@ def start(job: NewJob, *, detach: bool, as_json: bool) -> None:
     """Ask for a job, and watch it until it ends."""
     id_ = session.run(_add(job))
     if not detach:
-        first = f"; {job.canary} go first, and the rest waits for their ends" if job.canary else ""
+        first = f"; {min(job.canary, job.total)} go first, and the rest waits for their ends" if job.canary else ""
         note(f"job {id_}: {job.total} in all{first}")
         finish(id_, as_json=as_json)
     elif as_json:

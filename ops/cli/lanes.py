@@ -12,7 +12,7 @@ from schemas.vocabulary import EventStatus, Fault, LanePolicy
 
 from . import session
 from .dlq import reason_of
-from .output import AsJson, Refused, Yes, confirm, emit, example, listing, note, noun, progress, say
+from .output import AsJson, Refused, Yes, confirm, doing, emit, example, listing, note, noun, say
 from .secrets import duration
 from .vendors import refuse_unknown
 
@@ -272,7 +272,7 @@ async def _release(rows: Sequence[dict[str, Any]], reason: str | None) -> set[An
 
     actor, done = session.actor(), set()
     async with session.pool(API_ROLE) as pool:
-        with progress("release", len(rows)) as advance:
+        with doing("release", len(rows)) as advance:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 heads = [row["head_id"] for row in batch]

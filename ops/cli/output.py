@@ -131,12 +131,15 @@ def cell(value: Any) -> str:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """raises Refused when nobody can be asked, typer.Abort on a no"""
+    """raises Refused on a no and when nobody can be asked, KeyboardInterrupt"""
     if yes:
         return
     try:
         agreed = typer.confirm(question, err=True)
-    except (EOFError, typer.Abort):
+    except (EOFError, typer.Abort) as error:
+        # typer has one word for Ctrl-C and for the end of what is typed.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         raise Refused(f"{question} Nobody answered, so nothing was done: say --yes") from None
     if not agreed:
         raise Refused("nothing was done")
@@ -153,6 +156,24 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def doing(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """As progress, of what this process does by itself: whoever breaks it off hears how far it came."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(more)
+
+    try:
+        with progress(what, total) as advance:
+            yield count
+    except BaseException:
+        note(f"{what}: broken off after {done} of {total}; what was done stays done")
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
-from contextlib import asynccontextmanager, contextmanager
+import signal
+import threading
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +33,11 @@ STACK = FOLDER / "stack"  # where `staybus up` keeps its servers
 # No SET ROLE: the URL's own user, who owns the tables. Companies, connections, secrets, keys and the deletion of mappings
 # are an operator's, and neither of the roles that serve requests and events may write them.
 OWNER = "none"
+
+CONNECT = 10.0  # seconds for the database's first answer
+FAREWELL = 3.0  # seconds to say goodbye to it
+
+_open: set[Pool] = set()
 
 
 def settings() -> Settings:
@@ -55,7 +63,32 @@ def settings() -> Settings:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    """Libraries say nothing beside the one line that an error ends with. raises KeyboardInterrupt, whoever is silent meanwhile"""
+    if not os.environ.get("STAYBUS_DEBUG") and not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
+    return asyncio.run(_interruptible(work))
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Ctrl-C ends the sessions first: a rollback waits for a database that fell silent."""
+    task, interrupted = asyncio.ensure_future(work), False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        for pool in _open:
+            pool.terminate()
+        task.cancel()
+
+    heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    if heard:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await task
+    except BaseException:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def actor() -> str:
@@ -72,11 +105,17 @@ async def pool(role: str = OWNER, given: Settings | None = None) -> AsyncIterato
 
     found = given or settings()
     with reaching_database(found):
-        opened = await open_pool(found.database_url, role=role, name="cli", size=2)
-    try:
-        yield opened
-    finally:
-        await opened.close()
+        async with asyncio.timeout(CONNECT):
+            opened = await open_pool(found.database_url, role=role, name="cli", size=2)
+        _open.add(opened)
+        try:
+            yield opened
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await opened.close()
+        finally:
+            _open.discard(opened)
+            opened.terminate()
 
 
 @asynccontextmanager
@@ -125,15 +164,26 @@ def no_company(company_id: str) -> Refused:
 
 @contextmanager
 def reaching_database(found: Settings) -> Iterator[None]:
-    """An error of the network names the server. It is neither the text nor the URL's password that is shown."""
+    """What the network does, and no file or pipe, names the server. It is neither the text nor the URL's password that is shown."""
+    import asyncpg
+
+    from ops.stack.health import address
+    from store.pool import is_outage
+
     try:
         yield
     except OSError as error:
-        from ops.stack.health import address
-
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
         raise Refused(
             f"the database at {address(found.database_url)} does not answer ({type(error).__name__}): "
             "start it, or correct STAYBUS_DATABASE_URL"
+        ) from error
+    except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+        if not is_outage(error):
+            raise
+        raise Refused(
+            f"the database at {address(found.database_url)} went away in the middle: see what was done, then again"
         ) from error
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import session
+from .events import moment
 from .output import AsJson, Refused, example, facts, listing, note, noun, say
-from .secrets import duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from workers.pull import Progress, Pulled, Puller
 
 app = noun("Pulls: asking vendors for what webhooks did not bring.")
-
-
-def moment(value: str) -> datetime:
-    """2027-01-31, 2027-01-31T08:00Z (without a zone: UTC), or 90m, 24h, 7d ago"""
-    try:
-        found = datetime.fromisoformat(value.strip())
-    except ValueError:
-        try:
-            return datetime.now(UTC) - duration(value)
-        except typer.BadParameter:
-            raise typer.BadParameter("a time such as 2027-01-31 or 2027-01-31T08:00Z, or 90m, 24h, 7d ago") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @app.command(

@@ -252,6 +252,7 @@ def test_the_same_field_in_any_item_of_a_list_is_one_cause() -> None:
     assert fingerprint("periods.0.available: must be 0 or more") == fingerprint("periods.12.available: a whole number")
     assert fingerprint("periods.0.available: must be 0 or more") != fingerprint("periods.0.price: must be 0 or more")
     assert fingerprint("booking.custom1: too long") != fingerprint("booking.custom2: too long")
+    assert fingerprint("body: id: too long") == fingerprint("body: id: missing") != fingerprint("body: an empty batch")
 
 
 def test_an_age_is_an_id() -> None:
@@ -268,6 +269,7 @@ def test_an_age_is_an_id() -> None:
         (("events", "replay", "--to", "9999-12-31T23:59:59.999999", "--dry-run"), 0, "1 would be replayed"),
         (("events", "replay", "--from", "0001-01-01T00:00+02:00", "--dry-run"), 2, "out of the years 1 to 9999"),
         (("events", "replay", "--from", "2027-05-01T15:00", "--to", "2027-05-01T14:00"), 2, "is not after --from"),
+        (("events", "replay", "--from", "2027-13-01"), 2, "a time such as 2027-01-31"),
         (("dlq", "requeue", "--all", "--rate", "inf"), 2, "--rate"),
         (("dlq", "abandon", "--all", "--reason", "x", "--rate", "nan"), 2, "--rate"),
         (("events", "replay", "--from", "1h", "--rate", "inf"), 2, "--rate"),

@@ -134,6 +134,26 @@ async def test_ctrl_c_leaves_the_job_running(acme: Cli, failed: Fail, db: Db) ->
     assert await db.fetchval("SELECT status FROM operator_jobs") == "waiting"
 
 
+async def test_a_canary_is_no_more_than_there_is(acme: Cli, failed: Fail, scheduler: None, db: Db) -> None:
+    await failed()
+    running = asyncio.create_task(acme("dlq", "requeue", "--all", "--yes", "--canary", "5"))
+    while not await db.fetchval("SELECT count(*) FROM channel_events WHERE status = 'received'"):
+        await asyncio.sleep(0.02)
+    await end(db, "done")
+    assert "1 in all; 1 go first" in (await running).err
+
+
+async def test_what_cannot_be_meant_is_a_usage_error(acme: Cli, failed: Fail) -> None:
+    await failed()
+    requeue, replay = ("dlq", "requeue", "--all", "--yes"), ("events", "replay", "--from", "1h", "--yes")
+    for words in (
+        (*requeue, "--limit", str(10**20)),
+        (*replay, "--limit", str(10**20)),
+        (*requeue, "--canary-share", "0.5"),
+    ):
+        await acme(*words, code=2)
+
+
 async def test_letters_are_found_by_their_owner(acme: Cli, failed: Fail, db: Db) -> None:
     await failed()
     await db.execute("UPDATE dead_letters SET owner = 'pipeline'")

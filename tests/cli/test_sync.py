@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ops.cli.sync import moment
+from ops.cli.events import moment
 from simulators.beds24 import Beds24, create_app
 from simulators.beds24.faults import Fault, FaultKind
 from simulators.server import SimServer

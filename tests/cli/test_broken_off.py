@@ -1,0 +1,106 @@
+"""How a command ends that is broken off: by Ctrl-C, or because database or broker went away."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from tests.topology.tcp_proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from .conftest import Cli, Db, Fail
+
+STAYBUS = str(Path(sys.executable).parent / "staybus")
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'staybus cli' AND wait_event_type = 'Lock'"
+
+
+async def begin(acme: Cli, *words: str, **env: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        STAYBUS, *words, env={**acme.environment(), **env}, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+async def ended(process: Process, within: float) -> tuple[int, str]:
+    """Its exit code, and what it said on stderr."""
+    assert process.stderr is not None
+    told = (await asyncio.wait_for(process.stderr.read(), within)).decode()
+    assert "Traceback" not in told
+    return await process.wait(), told
+
+
+@asynccontextmanager
+async def in_the_middle(acme: Cli, failed: Fail, db: Db, database_url: str) -> AsyncIterator[tuple[Process, TcpProxy]]:
+    """A requeue that waits for the row of the second of two letters, which somebody has locked."""
+    await failed()
+    _, letter = await failed()
+    url = urlsplit(database_url)
+    assert url.hostname
+    assert url.port
+    locker = await asyncpg.connect(database_url)
+    async with TcpProxy(url.hostname, url.port) as proxy:
+        through = database_url.replace(f"{url.hostname}:{url.port}", f"127.0.0.1:{proxy.port}")
+        async with locker.transaction():
+            await locker.execute("SELECT FROM dead_letters WHERE id = $1 FOR UPDATE", letter)
+            process = await begin(acme, "dlq", "requeue", "--all", "--yes", "--rate", "1", STAYBUS_DATABASE_URL=through)
+            async with asyncio.timeout(30):
+                while not await db.fetchval(WAITING):
+                    await asyncio.sleep(0.02)
+            yield process, proxy
+    await locker.close()
+
+
+async def test_ctrl_c_ends_at_once_also_where_the_database_fell_silent(
+    acme: Cli, failed: Fail, db: Db, database_url: str
+) -> None:
+    async with in_the_middle(acme, failed, db, database_url) as (process, proxy):
+        proxy.pause()
+        process.send_signal(signal.SIGINT)
+        code, told = await ended(process, 15)  # a rollback, or a close, would have waited for 30 s and more
+    assert code == 130
+    assert told == "requeue: broken off after 1 of 2; what was done stays done\n"
+
+
+async def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(
+    acme: Cli, failed: Fail, db: Db, database_url: str
+) -> None:
+    async with in_the_middle(acme, failed, db, database_url) as (process, proxy):
+        proxy.cut(refuse=True)
+        code, told = await ended(process, 30)
+    assert code == 1
+    how_far, why = told.splitlines()
+    assert "broken off after 1 of 2" in how_far
+    assert "went away in the middle" in why
+
+
+async def test_ctrl_c_at_a_question_is_no_answer(acme: Cli, failed: Fail, db: Db) -> None:
+    await failed()
+    process = await begin(acme, "dlq", "requeue", "--all")
+    assert process.stderr is not None
+    await asyncio.wait_for(process.stderr.readuntil(b"[y/N]"), 30)
+    process.send_signal(signal.SIGINT)
+    code, told = await ended(process, 15)
+    assert code == 130
+    assert "--yes" not in told
+    assert await db.fetchval("SELECT status FROM dead_letters") == "pending"
+
+
+async def test_who_cannot_publish_says_why_in_a_line(acme: Cli, amqp_url: str) -> None:
+    url = urlsplit(amqp_url)
+    wrong = url._replace(netloc=f"somebody:secret@{url.hostname}:{url.port}").geturl()
+    words = ("publish", "pms.booking.cancel", "--company", "acme", "--data", '{"reservationId": "R1"}')
+    code, told = await ended(await begin(acme, *words, STAYBUS_AMQP_URL=wrong), 30)
+    assert code == 1
+    (line,) = told.splitlines()
+    assert "ACCESS_REFUSED" in line
+    assert "--outbox" in line
+    assert "secret" not in line
