@@ -35,7 +35,7 @@ STACK = FOLDER / "stack"  # where `staybus up` keeps its servers
 OWNER = "none"
 
 CONNECT = 10.0  # seconds for the database's first answer
-FAREWELL = 3.0  # seconds to say goodbye to it
+FAREWELL = 3.0  # seconds to give back what was begun, and to say goodbye to it
 
 _open: set[Pool] = set()
 
@@ -70,19 +70,24 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Ctrl-C ends the sessions first: a rollback waits for a database that fell silent."""
-    task, interrupted = asyncio.ensure_future(work), False
+    """After Ctrl-C what was begun has a moment to be given back. Then its sessions end: a database that fell silent never answers."""
+    loop, task, interrupted = asyncio.get_running_loop(), asyncio.ensure_future(work), False
+
+    def end_sessions() -> None:
+        for pool in _open:
+            pool.terminate()
 
     def interrupt() -> None:
         nonlocal interrupted
-        interrupted = True
-        for pool in _open:
-            pool.terminate()
+        if interrupted:
+            end_sessions()
+        else:
+            interrupted = True
+            loop.call_later(FAREWELL, end_sessions)
         task.cancel()
 
-    heard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-    if heard:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
         return await task
     except BaseException:

@@ -24,7 +24,7 @@ STAYBUS = str(Path(sys.executable).parent / "staybus")
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'staybus cli' AND wait_event_type = 'Lock'"
 
 
-async def begin(acme: Cli, *words: str, **env: str) -> Process:
+async def begun(acme: Cli, *words: str, **env: str) -> Process:
     return await asyncio.create_subprocess_exec(
         STAYBUS, *words, env={**acme.environment(), **env}, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -51,7 +51,7 @@ async def in_the_middle(acme: Cli, failed: Fail, db: Db, database_url: str) -> A
         through = database_url.replace(f"{url.hostname}:{url.port}", f"127.0.0.1:{proxy.port}")
         async with locker.transaction():
             await locker.execute("SELECT FROM dead_letters WHERE id = $1 FOR UPDATE", letter)
-            process = await begin(acme, "dlq", "requeue", "--all", "--yes", "--rate", "1", STAYBUS_DATABASE_URL=through)
+            process = await begun(acme, "dlq", "requeue", "--all", "--yes", "--rate", "1", STAYBUS_DATABASE_URL=through)
             async with asyncio.timeout(30):
                 while not await db.fetchval(WAITING):
                     await asyncio.sleep(0.02)
@@ -59,7 +59,7 @@ async def in_the_middle(acme: Cli, failed: Fail, db: Db, database_url: str) -> A
     await locker.close()
 
 
-async def test_ctrl_c_ends_at_once_also_where_the_database_fell_silent(
+async def test_ctrl_c_ends_within_seconds_also_where_the_database_fell_silent(
     acme: Cli, failed: Fail, db: Db, database_url: str
 ) -> None:
     async with in_the_middle(acme, failed, db, database_url) as (process, proxy):
@@ -84,7 +84,7 @@ async def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(
 
 async def test_ctrl_c_at_a_question_is_no_answer(acme: Cli, failed: Fail, db: Db) -> None:
     await failed()
-    process = await begin(acme, "dlq", "requeue", "--all")
+    process = await begun(acme, "dlq", "requeue", "--all")
     assert process.stderr is not None
     await asyncio.wait_for(process.stderr.readuntil(b"[y/N]"), 30)
     process.send_signal(signal.SIGINT)
@@ -98,7 +98,7 @@ async def test_who_cannot_publish_says_why_in_a_line(acme: Cli, amqp_url: str) -
     url = urlsplit(amqp_url)
     wrong = url._replace(netloc=f"somebody:secret@{url.hostname}:{url.port}").geturl()
     words = ("publish", "pms.booking.cancel", "--company", "acme", "--data", '{"reservationId": "R1"}')
-    code, told = await ended(await begin(acme, *words, STAYBUS_AMQP_URL=wrong), 30)
+    code, told = await ended(await begun(acme, *words, STAYBUS_AMQP_URL=wrong), 30)
     assert code == 1
     (line,) = told.splitlines()
     assert "ACCESS_REFUSED" in line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from simulators.server import SimServer
 from store import pulls
 
 from .conftest import audited
+from .test_broken_off import begun, ended
 
 if TYPE_CHECKING:
     from .conftest import Cli, Db
@@ -70,6 +73,18 @@ async def test_one_that_is_being_pulled_is_left_to_whoever_pulls(acme: Cli, sim:
     assert "scheduler@elsewhere" in refused.err
     (row,) = (await acme("sync", "status", "--json")).document
     assert row["state"] == "running"
+
+
+async def test_ctrl_c_gives_the_connection_back(acme: Cli, sim: Beds24, db: Db) -> None:
+    sim.faults.add(Fault(FaultKind.TIMEOUT_BEFORE_COMMIT, "GET /bookings"))
+    process = await begun(acme, "sync", "run", "beds24-acme")
+    async with asyncio.timeout(30):
+        while not any(call.operation == "GET /bookings" for call in sim.account.calls):
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert (await ended(process, 15))[0] == 130
+    assert await db.fetchval("SELECT lease_until FROM pulls") is None
+    assert "3 listed" in (await acme("sync", "run", "beds24-acme")).out
 
 
 async def test_without_units_it_says_when_to_try_again(acme: Cli, sim: Beds24, db: Db) -> None:
