@@ -307,6 +307,8 @@ async def _keep(subject: _Subject, outcome: _Outcome, why: str | None) -> None:
     readable, sealed = _parts(subject, outcome)
     kept = dead_letters.Edit(readable if outcome.overlay else None, sealed, outcome.paths)
     details: dict[str, Any] = {"event": str(subject.event_id), "paths": outcome.paths}
+    if why:
+        details["note"] = why
     if outcome.problem is not None and outcome.overlay:
         details["forced"] = True
     async with session.pool(WORKER_ROLE) as pool, pool.acquire() as db, db.transaction():

@@ -79,6 +79,7 @@ async def test_edits_add_up_are_shown_and_taken_back(acme: Cli, letter: str, db:
     actions = await db.fetch(
         "SELECT details::text AS details FROM audit_log WHERE action = 'dead_letter.edit' ORDER BY id"
     )
+    assert json.loads(actions[0]["details"])["note"] == "was the wrong way round"  # the letter has the latest one only
     assert json.loads(actions[1]["details"])["paths"] == ["currency", "periods"]
     assert all("2027" not in row["details"] for row in actions)  # paths, not values
     event = await db.fetchrow("SELECT overlay_id, payload FROM channel_events")
