@@ -184,7 +184,7 @@ def reaching_database(found: Settings) -> Iterator[None]:
             f"the database at {address(found.database_url)} does not answer ({type(error).__name__}): "
             "start it, or correct STAYBUS_DATABASE_URL"
         ) from error
-    except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError) as error:
         if not is_outage(error):
             raise
         raise Refused(

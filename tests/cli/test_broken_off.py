@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import asyncpg
+import pytest
 
+from ops.cli.output import Refused
+from ops.cli.session import reaching_database
+from ops.settings import Settings
 from tests.topology.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -104,3 +108,29 @@ async def test_who_cannot_publish_says_why_in_a_line(acme: Cli, amqp_url: str) -
     assert "ACCESS_REFUSED" in line
     assert "--outbox" in line
     assert "secret" not in line
+
+
+FOUND = Settings(database_url="postgresql://somebody:secret@127.0.0.1:5/db", amqp_url="amqp://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InternalClientError("got result for unknown protocol state 3"),  # killed in the middle of a handshake
+        asyncpg.exceptions.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    ],
+)
+def test_what_the_loss_of_a_database_raises_names_the_server(error: Exception) -> None:
+    with pytest.raises(Refused, match=r"^the database at 127\.0\.0\.1:5/db "), reaching_database(FOUND):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(), FileNotFoundError(2, "no such file", "patch.json"), asyncpg.InterfaceError("no such argument")],
+)
+def test_what_is_no_loss_of_a_database_is_told_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)), reaching_database(FOUND):
+        raise error
