@@ -159,6 +159,12 @@ async def replayable_ids(connection: Connection, ids: Sequence[UUID]) -> list[as
     return list(await connection.fetch(_SQL["replayable_ids"], ids))
 
 
+async def of_key(connection: Connection, company_id: str, key: str) -> UUID | None:
+    """The command that was recorded with this key."""
+    found: UUID | None = await connection.fetchval(_SQL["of_key"], company_id, key)
+    return found
+
+
 async def deliveries_of(connection: Connection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
     """For each id that is known: itself or, of a command, its deliveries; `nothing` where that is none."""
     return list(await connection.fetch(_SQL["deliveries_of"], ids))

@@ -13,6 +13,8 @@ from . import session
 from .output import AsJson, Refused, emit, example, note, say
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from schemas.event import Event
 
 COMMANDS = "pms."
@@ -48,11 +50,15 @@ def publish(
     """Send a command. It is validated first; published ones are confirmed by the broker."""
     document = _document(data, data_file)
     event = _event(event_type, company, document, subject, key, connection)
+    earlier = session.run(_earlier(event)) if key is not None else None
     id_ = session.run(_add_to_outbox(event) if outbox else _publish(event))
     if as_json:
         emit({"outbox_id" if outbox else "id": id_, "type": event_type, "company_id": company})
         return
     say(id_)
+    if earlier is not None:
+        note(f"a duplicate, of which nothing will come: {earlier} has its key; see staybus events show {earlier}")
+        return
     note(f"{'put into the outbox' if outbox else 'published'}; watch it: staybus events show {id_}")
 
 
@@ -147,6 +153,14 @@ async def _check_addressee(event: Event) -> None:
                     f"connection {event.connectionid}: not one of {event.companyid}'s; "
                     f"see `staybus connection list --company {event.companyid}`"
                 )
+
+
+async def _earlier(event: Event) -> UUID | None:
+    """What was recorded with the same key."""
+    from store import events
+
+    async with session.operator() as db:
+        return await events.of_key(db, event.companyid or "", event.dedupe_key)
 
 
 async def _publish(event: Event) -> str:

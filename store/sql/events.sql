@@ -13,6 +13,9 @@ ORDER BY e.seq DESC LIMIT $6
 -- name: known
 SELECT EXISTS (SELECT FROM channel_events WHERE id = $1)
 
+-- name: of_key
+SELECT id FROM channel_events WHERE company_id = $1 AND direction = 'outbound' AND idempotency_key = $2
+
 -- name: count
 -- Counted up to 10,000: beyond that the number is a bound, not worth a scan of the table.
 SELECT count(*) FROM (

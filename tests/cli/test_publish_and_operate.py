@@ -24,7 +24,7 @@ from tests.fleet import World, free_port
 from .conftest import Cli, audited
 
 if TYPE_CHECKING:
-    from .conftest import Db
+    from .conftest import Db, Fail
 
 PUBLISH = ("publish", "pms.booking.cancel", "--company", "acme")
 DATA = '{"reservationId": "R1"}'
@@ -59,6 +59,14 @@ async def test_a_command_arrives_at_the_router(acme: Cli, amqp_url: str, db: Db)
     assert (event["subject"], event["idempotencykey"], event["data"]) == ("R1", "k1", {"reservationId": "R1"})
     assert f"staybus events show {event['id']}" in told.err
     assert (await audited(db))[-1] == "event.publish"
+
+
+async def test_a_key_that_was_used_is_told_as_a_duplicate(acme: Cli, failed: Fail) -> None:
+    id_, _ = await failed()  # its key is its id
+    for words in ((), ("--outbox",)):
+        told = await acme(*PUBLISH, "--data", DATA, "--key", str(id_), *words)
+        assert f"a duplicate, of which nothing will come: {id_}" in told.err
+        assert "watch it" not in told.err
 
 
 async def test_an_outbox_row_is_inserted_and_can_be_watched(acme: Cli, amqp_url: str, db: Db, folder: Path) -> None:
