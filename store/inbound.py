@@ -111,9 +111,12 @@ async def warm(connection: Connection) -> None:
     await told(connection, [])
 
 
-async def start_alone(connection: Connection, id_: UUID) -> int | None:
-    """How often it was started without an answer before; None if it is settled, or leased."""
-    before: int | None = await connection.fetchval(_SQL["start_alone"], id_, MAX_STARTS)
+async def start_alone(connection: Connection, id_: UUID, token: UUID) -> int | None:
+    """How often it was started without an answer before; None if it is settled, leased, or not due.
+
+    token: of this start alone. With the same one it may be repeated when its answer was lost.
+    """
+    before: int | None = await connection.fetchval(_SQL["start_alone"], id_, MAX_STARTS, token)
     return before
 
 

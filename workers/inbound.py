@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from adapters.errors import AdapterError
 from adapters.port import Effects, Hint, Recorded
@@ -108,13 +109,15 @@ class InboundStage:
             await self._process_alone(event)
 
     async def _process_alone(self, event: Event) -> None:
+        token = uuid4()
+
         async def start() -> int | None:
             async with self._pool.acquire() as connection:
-                return await store.start_alone(connection, event.row_id)
+                return await store.start_alone(connection, event.row_id, token)
 
         before = await outlast(start)
         if before is None:
-            await outlast(lambda: self._begin([event]))  # not ours, or without a row: then it is not to be lost either
+            await outlast(lambda: self._begin([event]))  # not now, or without a row: then it is not to be lost either
             return
         if before <= MAX_STARTS:
             await self._process([event], starts=0)

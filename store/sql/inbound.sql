@@ -19,12 +19,16 @@ WHERE e.id = ANY ($1::uuid[]) AND (e.direction = 'inbound') IS TRUE
 
 -- name: start_alone
 -- Counts a start before the event runs, so that one that kills its worker is found by itself; the last one as `begin_alone` does.
--- What is leased has its starts counted by its lease.
-UPDATE channel_events e SET starts = CASE WHEN before.starts + 1 < $2 THEN before.starts + 1 ELSE $2 + 1 END
-FROM (SELECT id, starts FROM channel_events
-      WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'retrying') FOR UPDATE) before
+-- What is leased has its starts counted by its lease, and what is not due does not start: its neighbours may come back often.
+-- What the same token ($3) has counted is not counted once more.
+UPDATE channel_events e
+SET starts = CASE WHEN before.counted THEN before.starts WHEN before.starts + 1 < $2 THEN before.starts + 1 ELSE $2 + 1 END,
+    lease_token = CASE WHEN before.starts > $2 THEN before.lease_token ELSE $3 END
+FROM (SELECT id, starts, lease_token, lease_token IS NOT DISTINCT FROM $3 AS counted FROM channel_events
+      WHERE id = $1 AND direction = 'inbound' AND status IN ('received', 'retrying')
+        AND (next_attempt_at IS NULL OR next_attempt_at <= clock_timestamp()) FOR UPDATE) before
 WHERE e.id = before.id
-RETURNING before.starts
+RETURNING CASE WHEN before.counted THEN LEAST(before.starts - 1, $2) ELSE before.starts END
 
 -- name: lease
 -- Facts about which the vendor must be asked first: meanwhile their rows say who does it, and not a message in the broker.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID, uuid4
 
 import aio_pika
 import orjson
@@ -14,6 +15,7 @@ from schemas.event import Event, decode, encode
 from schemas.vocabulary import MAX_STARTS
 from simulators.bookings import generate
 from simulators.core_pms import CorePms
+from store import inbound
 from store.presence import Presence
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
@@ -72,6 +74,32 @@ async def test_what_is_leased_is_not_counted_by_a_wake_up_that_comes_back(world:
         await inbound_stage(parts).process_alone(Event(id=event_id, type="beds24.booking.hinted"))
     row = await world.db.fetchrow("SELECT status, worker, starts FROM channel_events")
     assert tuple(row) == ("processing", "w", MAX_STARTS)
+
+
+async def test_what_waits_for_its_time_is_not_counted_by_a_wake_up_that_comes_back(world: World) -> None:
+    """It may share its message with one that kills each worker, as often as that takes."""
+    await world.start("ingress")
+    event_id = (await world.webhook({"booking": {"id": 999_999_999}})).json()["events"][0]
+    await world.db.execute("UPDATE channel_events SET status = 'retrying', next_attempt_at = now() + interval '1 hour'")
+    async with open_parts("inbound", world.settings()) as parts:
+        stage = inbound_stage(parts)
+        for _ in range(MAX_STARTS + 1):
+            await stage.process_alone(Event(id=event_id, type="beds24.booking.hinted"))
+    assert tuple(await world.db.fetchrow("SELECT status, starts FROM channel_events")) == ("retrying", 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (MAX_STARTS - 1, MAX_STARTS + 1), (MAX_STARTS, MAX_STARTS + 1)])
+async def test_a_start_alone_whose_answer_was_lost_is_counted_once(world: World, before: int, after: int) -> None:
+    await world.start("ingress")
+    event_id = UUID((await world.webhook({"booking": {"id": 999_999_999}})).json()["events"][0])
+    await world.db.execute("UPDATE channel_events SET starts = $1", before)
+    token = uuid4()
+    assert await inbound.start_alone(world.db, event_id, token) == before
+    again = await inbound.start_alone(world.db, event_id, token)
+    assert again is not None
+    assert again <= MAX_STARTS  # it runs
+    assert await world.db.fetchval("SELECT starts FROM channel_events") == after
+    assert await inbound.start_alone(world.db, event_id, uuid4()) == after
 
 
 @pytest.mark.parametrize("in_hand", [0, 1], ids=["one that came back", "a batch"])
