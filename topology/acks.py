@@ -27,6 +27,8 @@ _MULTIPLE_ACK = Struct(">BHIIQBB")
 _ACK, _NACK, _SELECT_OK = (number << 16 | method for number, method in ((60, 80), (60, 120), (85, 11)))
 _A_METHOD, _SIZE, _MULTIPLE, _END = 1, _CONFIRM.size - _FRAME.size - 1, 1, 0xCE
 
+AHEAD = 10_000  # answers beyond one that is missing, many more than are in flight: it may never come
+
 
 @dataclass(slots=True)
 class _Run:
@@ -98,6 +100,8 @@ class Acks:
             answered = tag
         else:
             ahead.add(tag)
+            if len(ahead) > AHEAD:  # nothing of this channel can become fewer frames any more
+                del self._answered[channel], self._ahead[channel]
             return False
         while answered + 1 in ahead:
             answered += 1

@@ -25,6 +25,11 @@ CHUNK = 100
 """Messages in one write: enough to spread its cost, few enough that the confirms of the first are not waited for by many."""
 
 
+UNANSWERED = 10_000
+"""Messages that a channel keeps a place for because the broker has said nothing of them: many more than are in flight. A queue
+without a quorum may never answer, and nobody else ends the channel."""
+
+
 class FaultKind(StrEnum):
     NOT_CONNECTED = "not_connected"
     """Nothing was sent."""
@@ -172,6 +177,8 @@ class Publisher:
             why_not = await burst.answered(self._confirm_timeout)
             if any(isinstance(ticket, Ticket) and ticket.confirmed for ticket in burst.tickets):
                 self._confirmed_at = asyncio.get_running_loop().time()
+            if channel is self._channel and len(channel.confirmations) > UNANSWERED:
+                self._link.drop(f"more than {UNANSWERED} messages were never answered")
             return [self._outcome(ticket, why_not, sent_at) for ticket in burst.tickets]
         finally:
             for _ in range(taken):

@@ -107,6 +107,17 @@ def test_a_run_is_one_frame_and_a_gap_ends_it() -> None:
     assert told == [(2, True), (5, False), (6, True)]
 
 
+def test_behind_an_answer_that_never_comes_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("topology.acks.AHEAD", 5)
+    acks = Acks()
+    acks.merged(marshal(Confirm.SelectOk(), 1))
+    said = b"".join(marshal(Basic.Ack(tag, False), 1) for tag in (*range(2, 20), 1, 20, 21))
+    assert acks.merged(said) == said
+    assert acks._ahead == {}
+    anew = marshal(Confirm.SelectOk(), 1) + b"".join(marshal(Basic.Ack(tag, False), 1) for tag in (1, 2))
+    assert [frame.name for _, frame in frames(acks.merged(anew))] == ["Confirm.SelectOk", "Basic.Ack"]
+
+
 def test_what_never_becomes_a_frame_is_handed_on_at_the_end() -> None:
     """A broker that speaks another version says so in eight bytes that are no frame, and hangs up."""
     acks = Acks()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiormq import Channel
 from aiormq.abc import AbstractChannel
 from pamqp import commands
 from pamqp.frame import marshal
@@ -172,6 +173,25 @@ async def test_silence_is_a_timeout_and_then_another_connection(proxied_url: str
         await until(lambda: publisher.ready)
         assert proxy.accepted > accepted
         assert await publisher.publish_all([_message()]) == [None]
+
+
+async def test_a_channel_with_very_many_that_are_never_answered_is_given_up(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands for them would stay for as long as the connection lives."""
+    await apply(amqp_url, SMALL)
+    monkeypatch.setattr("topology.publisher.UNANSWERED", 3)
+    confirm = Channel._confirm_delivery
+    monkeypatch.setattr(
+        Channel, "_confirm_delivery", lambda self, tag, frame: tag % 2 == 0 and confirm(self, tag, frame)
+    )
+    states: list[LinkState] = []
+    async with _publisher(amqp_url, confirm_timeout=0.2, on_state=states.append) as publisher:
+        for _ in range(4):
+            assert states == [LinkState.UP]
+            assert _kinds(await publisher.publish_all([_message()] * 2)) == [FaultKind.TIMEOUT, None]
+        await until(lambda: states == [LinkState.UP, LinkState.DOWN, LinkState.UP])
+        assert _kinds(await publisher.publish_all([_message()] * 2)) == [FaultKind.TIMEOUT, None]
 
 
 async def test_blocked_refuses_at_once_and_unblocked_publishes(proxied_url: str, proxy: TcpProxy) -> None:
