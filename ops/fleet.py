@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
     from adapters.port import Adapter
     from store.pool import Warm
-    from topology.consumer import Incoming
 
     from .parts import Parts
     from .settings import Settings
@@ -151,21 +150,21 @@ async def scheduler(settings: Settings, stop: asyncio.Event) -> None:
         queues = [queue.name for queue in declared(parts.adapters).queues]
         tasks = []
         for queue in sorted({dlq("pms"), *(dlq(vendor) for vendor in parts.adapters)}):
-            inbox: asyncio.Queue[Incoming] = asyncio.Queue()
+            recorder = Recorder(parts.pool, parts.directory, parts.publisher, queue, now=parts.now)
             consumer = Consumer(
                 settings.amqp_url,
                 queue,
-                inbox.put_nowait,
+                recorder.take,
                 prefetch=20,
                 name=f"staybus scheduler {queue}",
                 ca_file=settings.amqp_ca_file,
+                on_lost=recorder.forget,
                 on_state=state_gauges(queue),
             )
             await consumer.start()
             stack.push_async_callback(consumer.stop)
             consumers.append(consumer)
-            recorder = Recorder(parts.pool, parts.directory, parts.publisher, consumer, queue, now=parts.now)
-            tasks.append(asyncio.create_task(recorder.run(inbox), name=f"recorder {queue}"))
+            tasks.append(asyncio.create_task(recorder.run(consumer), name=f"recorder {queue}"))
 
         depths = Depths(settings.amqp_url, name="staybus scheduler depths", ca_file=settings.amqp_ca_file)
         stack.push_async_callback(depths.close)

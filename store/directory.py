@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from .pool import Connection as Database
     from .pool import Pool
     from .seal import Cipher, KeyFile
 
@@ -92,11 +93,11 @@ class Directory:
             await asyncio.sleep(0.1 - age)
         return await self._read(connection_id)
 
-    async def cipher(self, company_id: str) -> Cipher | None:
-        """None for a company that does not exist."""
+    async def cipher(self, company_id: str, database: Database | None = None) -> Cipher | None:
+        """None for a company that does not exist. database: of a caller who holds a session, so that it needs no second one"""
         cipher = self._ciphers.get(company_id)
         if cipher is None:
-            wrapped = await self._pool.fetchval(_SQL["company_key"], company_id)
+            wrapped = await (database or self._pool).fetchval(_SQL["company_key"], company_id)
             if wrapped is None:
                 return None
             cipher = self._ciphers[company_id] = self._keys.cipher(company_id, wrapped)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from schemas.event import decode_each
@@ -24,8 +26,7 @@ from .persist import outlast
 from .relay import wake_up
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -54,7 +55,6 @@ class Recorder:
         pool: Pool,
         directory: Directory,
         publisher: Publisher,
-        consumer: Consumer,
         queue: str,
         *,
         now: Callable[[], datetime],
@@ -62,26 +62,38 @@ class Recorder:
         self._pool = pool
         self._directory = directory
         self._publisher = publisher
-        self._consumer = consumer
         self._queue = queue
         self._now = now
+        self._inbox: asyncio.Queue[Incoming] = asyncio.Queue()
 
-    async def run(self, inbox: asyncio.Queue[Incoming]) -> None:
-        """Until cancelled; what is in hand then comes back to the queue."""
+    def take(self, incoming: Incoming) -> None:
+        """The consumer's handler: only hands over."""
+        self._inbox.put_nowait(incoming)
+
+    def forget(self) -> None:
+        """The connection was lost: what was not begun will be delivered again."""
+        while not self._inbox.empty():
+            self._inbox.get_nowait()
+
+    async def run(self, consumer: Consumer) -> None:
+        """Until cancelled; what is in hand then comes back to the queue. consumer: whose deliveries come to `take`"""
         while True:
-            incoming = await inbox.get()
+            incoming = await self._inbox.get()
             wakes = await outlast(lambda one=incoming: self._record(one))  # type: ignore[misc]
             await announce(self._publisher, wakes)  # unconfirmed: the rows are open, the relay finds them
-            self._consumer.settle(incoming)
+            consumer.settle(incoming)
 
     async def _record(self, incoming: Incoming) -> list[WakeUp]:
         events, malformed = decode_each(incoming.body)
+        ids = [event.row_id for event in events]
         routing, cipher = _routing(incoming, self._queue), self._directory.installation
+        # Before: who holds a session and waits for another one may wait for one who does the same.
+        known = await self._known(ids)
         async with self._pool.acquire() as connection, connection.transaction():
-            found = {row.id: row for row in await store.behind_letters(connection, [event.row_id for event in events])}
+            found = {row.id: row for row in await store.behind_letters(connection, ids)}
             left = {id_: row for id_, row in found.items() if row.status in _OPEN}
             poison = {id_: row for id_, row in left.items() if row.starts > MAX_STARTS}
-            ended = await self._park(connection, await _without_those_in_hand(connection, poison))
+            ended = await self._park(connection, await _without_those_in_hand(connection, poison), known)
             orphans = [event for event in events if event.row_id not in found]
             letters = [unreadable(one, self._queue, routing, cipher) for one in malformed]
             letters += [stranger(event, NOT_RECORDED, cipher) for event in orphans if not event.is_wake_up]
@@ -95,7 +107,20 @@ class Recorder:
         # Restarts of workers used the delivery limit up; the event itself never failed: it goes again, alone.
         return [wake_up(row.asleep) for row in left.values() if row.starts <= MAX_STARTS]
 
-    async def _park(self, connection: Connection, poison: Mapping[UUID, Behind]) -> list[Work]:
+    async def _known(self, ids: Sequence[UUID]) -> dict[str, Known]:
+        """The connections of those deliveries that may be parked: what ends with them is told of their vendors."""
+        async with self._pool.acquire() as connection:
+            rows = [row for row in await store.behind_letters(connection, ids) if row.starts > MAX_STARTS]
+        known = {}
+        for id_ in {row.asleep.connection_id for row in rows if row.asleep.connection_id is not None}:
+            with suppress(SealError):
+                if (found := await self._directory.get(id_)) is not None:
+                    known[id_] = found
+        return known
+
+    async def _park(
+        self, connection: Connection, poison: Mapping[UUID, Behind], known: Mapping[str, Known]
+    ) -> list[Work]:
         """returns what had to end with them"""
         letters = await store.park_poison(connection, [*poison])
         commands = [(letter, poison[id_].asleep) for id_, letter in letters.items() if not poison[id_].asleep.inbound]
@@ -104,17 +129,11 @@ class Recorder:
         for letter, row in commands:
             if row.vendor is not None:
                 park = Park(Fault.POISON, letter.error_message, Owner.PIPELINE, letter.error_code)
-                with_it, _ = await end_with(connection, row.id, await self._known(row), park, self._now())
+                at = known.get(row.connection_id) if row.connection_id is not None else None
+                with_it, _ = await end_with(connection, row.id, at, park, self._now())
                 ended += with_it
         await bury(connection, list(letters.values()))  # behind those: letters are requeued in their order
         return ended
-
-    async def _known(self, row: Asleep) -> Known | None:
-        """Only its vendor's name is wanted."""
-        try:
-            return await self._directory.get(row.connection_id) if row.connection_id else None
-        except SealError:
-            return None
 
 
 async def _without_those_in_hand(connection: Connection, poison: Mapping[UUID, Behind]) -> Mapping[UUID, Behind]:

@@ -225,7 +225,7 @@ class Relay:
             commands: dict[UUID, CommandRow] = {}  # by row of the outbox
             for row in rows:
                 try:
-                    commands[row.id] = await self._command(row)
+                    commands[row.id] = await self._command(connection, row)
                 except OutboxError as error:
                     taken.append((row.id, None, str(error)))
             new, refused = await self._insert(connection, commands)
@@ -240,10 +240,10 @@ class Relay:
             await announce(self._publisher, wakes)  # unconfirmed ones are the next look's
         return len(rows)
 
-    async def _command(self, row: OutboxRow) -> CommandRow:
+    async def _command(self, connection: Connection, row: OutboxRow) -> CommandRow:
         """raises OutboxError: whatever is wrong with one row is said there, and stops nobody else's"""
         try:
-            cipher = await self._directory.cipher(row.company_id)
+            cipher = await self._directory.cipher(row.company_id, connection)
             if cipher is None:
                 raise OutboxError(f"company_id: {row.company_id} does not exist")
             event = Event(

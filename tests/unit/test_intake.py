@@ -15,11 +15,14 @@ from schemas.ids import uuid7
 from store.gather import BUSY
 from topology.consumer import Incoming
 from workers.intake import Intake
+from workers.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from uuid import UUID
 
     from schemas.event import Event, Malformed
+    from topology.announce import WakeUp
 
 TYPE = "beds24.booking.modified"
 
@@ -173,3 +176,29 @@ async def test_what_cannot_be_kept_yet_holds_up_no_batch_but_its_own() -> None:
     await turns()
     assert (verdicts.settled, verdicts.given_back) == (3, 0)
     await intake.drain(1)
+
+
+async def test_what_waits_at_the_recorder_when_its_channel_is_lost_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes again: what can have no row would be two dead letters."""
+    recorder, verdicts = Recorder(None, None, None, "q", now=None), Verdicts()  # type: ignore[arg-type]
+    recorded: list[int] = []
+
+    async def record(_: Recorder, incoming: Incoming) -> list[WakeUp]:
+        recorded.append(incoming.generation)
+        return []
+
+    async def announced(*_: object) -> list[UUID]:
+        return []
+
+    monkeypatch.setattr(Recorder, "_record", record)
+    monkeypatch.setattr("workers.recorder.announce", announced)
+    recorder.take(message())
+    recorder.take(message())
+    recorder.forget()
+    recorder.take(replace(message(), generation=2))
+    running = asyncio.create_task(recorder.run(verdicts))  # type: ignore[arg-type]
+    await turns()
+    running.cancel()
+    assert (recorded, verdicts.settled) == ([2], 1)
