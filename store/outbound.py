@@ -213,10 +213,11 @@ async def older_in_lane(connection: Connection, newest: UUID, most: int) -> list
 
 
 async def supersede(connection: Connection, rows: Sequence[SupersededRow]) -> Batch | None:
-    """Ends those that wait, in one statement. returns what others hear, not published yet"""
+    """Ends those that wait, in one statement, in the order in which all lock them. returns what others hear, not published yet"""
     if not rows:
         return None
-    given = [(r.id, r.why, r.request, r.response, r.result.id, r.result.data) for r in rows]
+    in_order = sorted(rows, key=lambda row: row.id)
+    given = [(r.id, r.why, r.request, r.response, r.result.id, r.result.data) for r in in_order]
     batch_id = uuid7()
     found = await connection.fetch(_SQL["supersede"], *_columns(given, 6), Result.COMMAND_SUCCEEDED.value, batch_id)
     ended = {row["id"] for row in found}

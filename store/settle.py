@@ -74,12 +74,12 @@ class DeadLetterRow:
 
 
 async def finish(connection: Connection, rows: Sequence[FinishRow]) -> int:
-    """Ends those that are open; the caller owns the transaction. returns how many were"""
+    """Ends those that are open, in the order in which all lock them; the caller owns the transaction. returns how many were"""
     columns = zip(
         *(
             (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code,
              r.keep_attempt, r.outcome, r.started_at)
-            for r in rows
+            for r in sorted(rows, key=lambda row: row.id)
         ),
         strict=True,
     )  # fmt: skip

@@ -123,13 +123,15 @@ FROM event WHERE e.id = event.id
 RETURNING e.id, e.company_id
 
 -- name: abandon
--- Also of what runs again and waits; what a worker holds at this moment is left alone, and so is what it says with a newer one.
+-- Also of what runs again and waits; what a worker holds at this moment is left alone, and so is what it says with a newer one. Nor
+-- is it waited for: who settles it may wait for what is older in its lane, and is locked here.
 WITH wanted AS (
     SELECT id, event_id FROM dead_letters WHERE id = ANY ($1::uuid[]) AND status IN ('pending', 'retrying')
 ), event AS (
-    SELECT e.id, e.status, e.status = 'processing' OR e.lane_policy = 'supersede' AND e.status IN ('received', 'retrying')
+    SELECT e.id, e.status, e.lane_policy = 'supersede' AND e.status IN ('received', 'retrying')
         AND EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.status = 'processing') AS held
-    FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) ORDER BY e.id FOR UPDATE OF e
+    FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) AND e.status <> 'processing'
+    ORDER BY e.id FOR UPDATE OF e
 ), given_up AS (
     UPDATE channel_events e SET status = 'abandoned', processed_at = clock_timestamp(), next_attempt_at = NULL
     FROM event WHERE e.id = event.id AND NOT event.held AND event.status IN ('failed', 'received', 'retrying')
@@ -137,7 +139,8 @@ WITH wanted AS (
 ), letter AS (
     UPDATE dead_letters d SET status = 'abandoned', resolved_by = $2, resolved_at = clock_timestamp(), notes = $3
     FROM wanted LEFT JOIN event ON event.id = wanted.event_id
-    WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying') AND event.held IS NOT TRUE
+    WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying')
+      AND (NOT event.held OR NOT EXISTS (SELECT FROM channel_events e WHERE e.id = wanted.event_id))
     RETURNING d.id, d.event_id, d.company_id
 )
 SELECT letter.id, letter.event_id, letter.company_id, given_up.lane

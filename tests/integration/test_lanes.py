@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from store import dead_letters, relay
 from store.connections import add_api_key
 from store.ingest import mark_published
 from store.relay import Look
+from store.settle import FinishRow, finish
 from telemetry import metrics
 from tests.cli.conftest import Cli
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
@@ -413,6 +415,62 @@ async def test_what_is_being_sent_is_not_abandoned(database_url: str) -> None:
     letter = await db.fetchval("SELECT id FROM dead_letters")
     assert await dead_letters.abandon(db, [letter], "test", "no") == []
     assert await db.fetchval("SELECT status FROM dead_letters") == "retrying"
+    await db.close()
+
+
+async def test_what_is_being_settled_is_not_waited_for_by_who_abandons(database_url: str) -> None:
+    """Whoever settles it ends what is older in its lane, too, which is locked by then: the two would wait for each other."""
+    db: Any = await asyncpg.connect(database_url)
+    settles: Any = await asyncpg.connect(database_url)
+    await seed(db)
+    await db.execute(LETTERS, 2, "f")
+    await db.execute(
+        "UPDATE channel_events SET lane = 'room_type:RT1@beds24-acme', lane_policy = 'supersede', status = 'received'"
+    )
+    older, newest = [row["id"] for row in await db.fetch("SELECT id FROM channel_events ORDER BY seq")]
+    await db.execute("UPDATE channel_events SET status = 'processing' WHERE id = $1", newest)
+    letters = [row["id"] for row in await db.fetch("SELECT id FROM dead_letters")]
+    async with settles.transaction():
+        await settles.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", newest)
+        async with db.transaction():
+            await db.execute("SET LOCAL lock_timeout = '2s'")
+            assert await dead_letters.abandon(db, letters, "test", "no") == []
+        await settles.execute("UPDATE channel_events SET status = 'superseded' WHERE id = $1", older)
+    assert await db.fetch("SELECT DISTINCT status FROM dead_letters") == [("pending",)]
+    await settles.close()
+    await db.close()
+
+
+async def test_rows_are_ended_in_the_order_in_which_all_lock_them(database_url: str) -> None:
+    """Whoever has the first of them does not wait for one who has the second."""
+    db: Any = await asyncpg.connect(database_url)
+    settles: Any = await asyncpg.connect(database_url)
+    await seed(db)
+    await db.execute(LETTERS, 2, "f")
+    await db.execute("UPDATE channel_events SET status = 'received'")
+    first, second = [row["id"] for row in await db.fetch("SELECT id FROM channel_events ORDER BY id")]
+    rows = [
+        FinishRow(id_, "failed", 1, 0, None, "rejected", "no", None, False, "park", datetime.now(UTC))
+        for id_ in (second, first)
+    ]
+    async with db.transaction():
+        await db.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", first)
+        ending = asyncio.create_task(finish(settles, rows))
+        while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0)
+        await db.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE NOWAIT", second)
+    assert await ending == 2
+    await settles.close()
+    await db.close()
+
+
+async def test_what_has_no_event_any_more_is_abandoned(database_url: str) -> None:
+    db: Any = await asyncpg.connect(database_url)
+    await seed(db)
+    await db.execute(LETTERS, 1, "f")
+    await db.execute("DELETE FROM channel_events")
+    letter = await db.fetchval("SELECT id FROM dead_letters")
+    assert [row["id"] for row in await dead_letters.abandon(db, [letter], "test", "no")] == [letter]
     await db.close()
 
 
