@@ -129,7 +129,9 @@ WITH wanted AS (
     SELECT id, event_id FROM dead_letters WHERE id = ANY ($1::uuid[]) AND status IN ('pending', 'retrying')
 ), event AS (
     SELECT e.id, e.status, e.lane_policy = 'supersede' AND e.status IN ('received', 'retrying')
-        AND EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq AND n.status = 'processing') AS held
+        AND EXISTS (SELECT FROM channel_events n WHERE n.lane = e.lane AND n.seq > e.seq
+                    AND n.status IN ('received', 'processing', 'retrying', 'failed') -- as the lanes' index has them
+                    AND (n.status = 'processing') IS TRUE) AS held
     FROM channel_events e WHERE e.id IN (SELECT event_id FROM wanted) AND e.status <> 'processing'
     ORDER BY e.id FOR UPDATE OF e
 ), given_up AS (
@@ -140,7 +142,7 @@ WITH wanted AS (
     UPDATE dead_letters d SET status = 'abandoned', resolved_by = $2, resolved_at = clock_timestamp(), notes = $3
     FROM wanted LEFT JOIN event ON event.id = wanted.event_id
     WHERE d.id = wanted.id AND d.status IN ('pending', 'retrying')
-      AND (NOT event.held OR NOT EXISTS (SELECT FROM channel_events e WHERE e.id = wanted.event_id))
+      AND (NOT event.held OR (SELECT e.id FROM channel_events e WHERE e.id = wanted.event_id) IS NULL) -- no such event any more
     RETURNING d.id, d.event_id, d.company_id
 )
 SELECT letter.id, letter.event_id, letter.company_id, given_up.lane

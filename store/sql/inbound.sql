@@ -43,17 +43,18 @@ WHERE e.id = ANY ($1::uuid[])
 RETURNING e.id, e.starts
 
 -- name: begin_alone
-UPDATE channel_events SET starts = $3 + 1 WHERE id = $1 AND status = 'processing' AND worker = $2
+-- IS TRUE, here and below: by id, as `load`. What is leased may be much, where a vendor is slow.
+UPDATE channel_events SET starts = $3 + 1 WHERE id = $1 AND (status = 'processing') IS TRUE AND worker = $2
 
 -- name: prolong
 UPDATE channel_events SET lease_until = clock_timestamp() + make_interval(secs => $3)
-WHERE id = ANY ($1::uuid[]) AND status = 'processing' AND worker = $2
+WHERE id = ANY ($1::uuid[]) AND (status = 'processing') IS TRUE AND worker = $2
 
 -- name: release
 -- Stale at once, for the next look of the relay. Not null: who announced them a moment ago would mark them once more.
 UPDATE channel_events SET status = 'received', starts = GREATEST(starts - 1, 0), lease_until = NULL,
     published_at = '2000-01-01Z'
-WHERE id = ANY ($1::uuid[]) AND status = 'processing' AND worker = $2
+WHERE id = ANY ($1::uuid[]) AND (status = 'processing') IS TRUE AND worker = $2
 
 -- name: lock_open
 -- Decides between two workers that performed the same event: the second finds it settled.

@@ -49,6 +49,7 @@ ORDER BY k.n
 -- name: mark_published
 -- Only rows that still wait: what a worker has settled in the meantime needs no mark. A row that failed and was requeued
 -- in the meantime is another matter: that publish was before, so it must not count for it.
+-- IS TRUE: by id, as `load` of inbound.sql. What waits may be very much, and was read whole, twice a second.
 UPDATE channel_events SET published_at = clock_timestamp()
-WHERE id = ANY ($1::uuid[]) AND published_at IS NULL AND status = 'received' AND error_class IS NULL
+WHERE id = ANY ($1::uuid[]) AND (published_at IS NULL AND status = 'received') IS TRUE AND error_class IS NULL
 RETURNING event_type

@@ -19,7 +19,7 @@ JOIN channel_events e ON e.id = g.id AND e.parent_id = g.parent_id
 -- name: load_commands
 -- The open ones of these, and before them what was recorded earlier about the same entities and is not routed yet: its
 -- wake-up may be late, but the order of recording is the order of the lane.
--- IS TRUE: by id, as `load` of inbound.sql.
+-- IS TRUE: by id, as `load` of inbound.sql. OFFSET 0, here and below, as in `standing` of ingest.sql: all that waits may be much.
 WITH named AS (
     SELECT e.id, e.company_id, e.entity_type, e.entity_internal_id, e.seq FROM channel_events e
     WHERE e.id = ANY ($1::uuid[]) AND (e.direction = 'outbound') IS TRUE AND e.parent_id IS NULL
@@ -27,9 +27,10 @@ WITH named AS (
 ), wanted AS (
     SELECT id FROM named
     UNION
-    SELECT o.id FROM named n JOIN channel_events o
-        ON o.company_id = n.company_id AND o.entity_internal_id = n.entity_internal_id AND o.seq < n.seq
-    WHERE o.entity_type = n.entity_type AND o.direction = 'outbound' AND o.parent_id IS NULL AND o.status = 'received'
+    SELECT o.id FROM named n CROSS JOIN LATERAL (
+        SELECT id FROM channel_events
+        WHERE company_id = n.company_id AND entity_internal_id = n.entity_internal_id AND seq < n.seq
+            AND entity_type = n.entity_type AND direction = 'outbound' AND parent_id IS NULL AND status = 'received' OFFSET 0) o
 )
 SELECT e.id, e.company_id, e.connection_id, e.event_type, e.idempotency_key, e.payload::text AS payload, e.sealed,
        e.status, e.attempts, e.max_attempts, e.starts, e.received_at, e.trace, e.error_class,
@@ -53,10 +54,12 @@ ORDER BY m.connection_id
 -- Where commands about an entity are under way, mapped yet or not: an update may follow its create closely.
 SELECT DISTINCT wanted.company_id, wanted.prefix, e.connection_id, c.vendor
 FROM unnest($1::text[], $2::text[]) AS wanted (company_id, prefix)
-JOIN channel_events e ON e.lane >= wanted.prefix AND e.lane < wanted.prefix || chr(1114111)
-    AND e.lane = wanted.prefix || e.connection_id -- an id may itself begin with this prefix
-    AND e.lane IS NOT NULL AND e.status IN ('received', 'processing', 'retrying', 'failed')
-    AND e.company_id = wanted.company_id
+CROSS JOIN LATERAL (
+    SELECT connection_id FROM channel_events
+    WHERE lane >= wanted.prefix AND lane < wanted.prefix || chr(1114111)
+        AND lane = wanted.prefix || connection_id -- an id may itself begin with this prefix
+        AND lane IS NOT NULL AND status IN ('received', 'processing', 'retrying', 'failed')
+        AND company_id = wanted.company_id OFFSET 0) e
 JOIN connections c ON c.id = e.connection_id
 WHERE c.status <> 'disabled'
 
@@ -65,9 +68,10 @@ WHERE c.status <> 'disabled'
 -- second worker must not overtake the first. What is not due, not its lane's turn, or taken by another worker is simply not
 -- among the answers. What the same token ($4) has taken already is, and is not counted once more: a claim whose answer was lost
 -- is made again. What is at its last start ($5) stays there until `begin_alone`, however often it is claimed.
+-- IS TRUE, here and below: by id, as `load` of inbound.sql. All deliveries, or all that is leased, may be much.
 WITH wanted AS MATERIALIZED (
     SELECT e.id, e.lane, e.lane_policy, e.seq, e.status = 'processing' AS ours FROM channel_events e
-    WHERE e.id = ANY ($1::uuid[]) AND e.parent_id IS NOT NULL
+    WHERE e.id = ANY ($1::uuid[]) AND (e.parent_id IS NOT NULL) IS TRUE
       AND (e.status IN ('received', 'retrying') AND (e.next_attempt_at IS NULL OR e.next_attempt_at <= clock_timestamp())
            AND EXISTS (SELECT FROM connections c WHERE c.id = e.connection_id AND c.status = 'active')
         OR e.status = 'processing' AND e.lease_token = $4)
@@ -94,14 +98,14 @@ RETURNING e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.en
 -- name: begin_alone
 -- Its last start is over when this counts it, unless it is settled. The lease begins anew.
 UPDATE channel_events SET starts = $4 + 1, lease_until = clock_timestamp() + make_interval(secs => $3)
-WHERE id = $1 AND lease_token = $2 AND status = 'processing'
+WHERE id = $1 AND lease_token = $2 AND (status = 'processing') IS TRUE
 RETURNING id
 
 -- name: recount
 -- Of deliveries whose lease is still held.
 UPDATE channel_events e SET starts = g.starts
 FROM unnest($1::uuid[], $2::uuid[], $3::int[]) AS g (id, lease_token, starts)
-WHERE e.id = g.id AND e.lease_token = g.lease_token AND e.status = 'processing'
+WHERE e.id = g.id AND e.lease_token = g.lease_token AND (e.status = 'processing') IS TRUE
 
 -- name: external_ids
 SELECT m.connection_id, m.internal_entity_type AS entity_type, m.internal_entity_id AS internal_id,
@@ -134,7 +138,7 @@ WITH held AS MATERIALIZED (
     FROM unnest($1::delivery_row[], $2::uuid[]) AS g (id, attempts, started_at, external_id, internal_id, entity_type,
         request, response, result, told, lease_token)
     JOIN channel_events e ON e.id = g.id AND e.lease_token = g.lease_token
-    WHERE e.status = 'processing'
+    WHERE (e.status = 'processing') IS TRUE
     ORDER BY e.id
     FOR UPDATE OF e
 ), done AS (
@@ -177,7 +181,7 @@ SELECT id FROM held
 -- The fence, for what did not succeed: a worker that slept through its lease finds nothing here.
 SELECT e.id FROM channel_events e
 JOIN unnest($1::uuid[], $2::uuid[]) AS g (id, lease_token) ON g.id = e.id AND g.lease_token = e.lease_token
-WHERE e.status = 'processing'
+WHERE (e.status = 'processing') IS TRUE
 ORDER BY e.id
 FOR UPDATE OF e
 
@@ -248,7 +252,9 @@ SELECT e.id, e.company_id, e.connection_id, e.event_type, e.entity_type, e.entit
            SELECT jsonb_build_object('readable', d.overlay, 'sealed', encode(d.overlay_sealed, 'base64'))::text
            FROM dead_letters d WHERE d.id = e.overlay_id) END AS overlay
 FROM channel_events n
-JOIN channel_events e ON e.lane = n.lane AND e.seq < n.seq AND e.status IN ('received', 'retrying')
+CROSS JOIN LATERAL (
+    SELECT * FROM channel_events
+    WHERE lane = n.lane AND seq < n.seq AND status IN ('received', 'retrying') OFFSET 0) e
 WHERE n.id = $1 AND n.lane_policy = 'supersede'
 ORDER BY e.seq LIMIT $2
 

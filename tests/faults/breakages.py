@@ -114,7 +114,9 @@ def settles_without_the_lease() -> None:
 
     original = lane.finish
     lane.finish = finish
-    _rewrite(delivery.store, "succeed", "AND e.lease_token = g.lease_token\n    WHERE e.status = 'processing'", "")
+    _rewrite(
+        delivery.store, "succeed", "AND e.lease_token = g.lease_token\n    WHERE (e.status = 'processing') IS TRUE", ""
+    )
     seems_dead()
 
 

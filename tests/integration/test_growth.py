@@ -132,6 +132,56 @@ async def test_no_statement_of_the_workers_reads_a_growing_table_whole(
     assert found == []
 
 
+async def partly_read(connection: Any, name: str, sql: str) -> list[str]:
+    """The indexes of open rows, or of some kind of rows, that this statement reads from end to end."""
+    count = max(int(number) for number in re.findall(r"\$(\d+)", sql))
+    await connection.execute(f"PREPARE part_of_{name} AS {sql}")
+    (row,) = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE part_of_{name}({', '.join(['NULL'] * count)})")
+    await connection.execute(f"DEALLOCATE part_of_{name}")
+    return [
+        f"{name}: {scan['Index Name']}"
+        for scan in scans(json.loads(row[0])[0]["Plan"])
+        if scan.get("Index Name", "").startswith("channel_events") and not scan.get("Index Cond")
+    ]
+
+
+NAMED = {
+    "ingest": ["mark_published"],
+    "inbound": ["load", "start_alone", "lease", "begin_alone", "prolong", "release", "lock_open", "apply_states"],
+    "outbound": [
+        *(
+            "load_commands",
+            "laned_connections",
+            "deliveries_there",
+            "claim",
+            "begin_alone",
+            "recount",
+            "succeed",
+            "lock_leased",
+        ),
+        *("waiting", "wake_waiting", "lane_heads", "older_in_lane", "supersede"),
+    ],
+    "settle": ["finish"],
+    "dead_letters": ["behind_letters", "park_poison", "take_lanes", "requeue", "abandon", "wake_lanes"],
+}
+
+
+@pytest.mark.parametrize("count", [0, SMALL])
+async def test_what_is_named_is_found_by_its_name_however_much_is_open(
+    database_url: str, worker: Any, tmp_path: Path, count: int
+) -> None:
+    """By its id, or its lane. Mostly next to nothing is open, and the plan of those times goes through all of it."""
+    if count:
+        await make_past(database_url, tmp_path, count)
+    found = [
+        fault
+        for aggregate, names in NAMED.items()
+        for name in names
+        for fault in await partly_read(worker, name, statements(aggregate)[name])
+    ]
+    assert found == []
+
+
 async def test_a_whole_read_would_be_found(database_url: str, worker: Any, tmp_path: Path) -> None:
     await make_past(database_url, tmp_path, SMALL)
     scan = "SELECT count(*) FROM channel_events WHERE event_type = $1"
