@@ -217,6 +217,8 @@ class DeliveryStage:
         """Its last start is counted when nothing runs beside it: what is under way until then may kill the worker, too."""
         # All others wait with it: for a silent vendor they would each time that it comes back. What it may have done is looked up.
         at = work.row.connection_id
+        with suppress(SealError):  # `_prepare` says so
+            work.known = await outlast(lambda: self._directory.get(at))  # whose delivery is put off is counted
         work.outcome = await outlast(lambda: self._governor.held_back(at, set(CallKind)))
         if work.outcome is None and self._turns.wanted:
             until = self._now() + timedelta(seconds=1 + self._random())

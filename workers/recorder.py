@@ -14,6 +14,7 @@ from store.presence import absent
 from store.results import keep
 from store.seal import SealError
 from store.settle import bury
+from telemetry import metrics
 from telemetry.logs import about
 from topology.announce import WakeUp, announce
 
@@ -93,12 +94,14 @@ class Recorder:
             found = {row.id: row for row in await store.behind_letters(connection, ids)}
             left = {id_: row for id_, row in found.items() if row.status in _OPEN}
             poison = {id_: row for id_, row in left.items() if row.starts > MAX_STARTS}
-            ended = await self._park(connection, await _without_those_in_hand(connection, poison), known)
+            parked, ended = await self._park(connection, await _without_those_in_hand(connection, poison), known)
             orphans = [event for event in events if event.row_id not in found]
             letters = [unreadable(one, self._queue, routing, cipher) for one in malformed]
             letters += [stranger(event, NOT_RECORDED, cipher) for event in orphans if not event.is_wake_up]
             await bury(connection, letters)
         observe(ended, self._now())
+        for id_, letter in parked.items():
+            _count(letter, left[id_].asleep)
         if letters:
             told = about(queue=self._queue, count=len(letters), reason=letters[0].error_message)
             _log.warning("dead letters without an event", extra=told)
@@ -120,8 +123,8 @@ class Recorder:
 
     async def _park(
         self, connection: Connection, poison: Mapping[UUID, Behind], known: Mapping[str, Known]
-    ) -> list[Work]:
-        """returns what had to end with them"""
+    ) -> tuple[dict[UUID, DeadLetterRow], list[Work]]:
+        """returns their letters, and what had to end with them"""
         letters = await store.park_poison(connection, [*poison])
         commands = [(letter, poison[id_].asleep) for id_, letter in letters.items() if not poison[id_].asleep.inbound]
         await keep(connection, [_failed(letter, row) for letter, row in commands])  # the relay tells
@@ -133,7 +136,7 @@ class Recorder:
                 with_it, _ = await end_with(connection, row.id, at, park, self._now())
                 ended += with_it
         await bury(connection, list(letters.values()))  # behind those: letters are requeued in their order
-        return ended
+        return letters, ended
 
 
 async def _without_those_in_hand(connection: Connection, poison: Mapping[UUID, Behind]) -> Mapping[UUID, Behind]:
@@ -141,6 +144,15 @@ async def _without_those_in_hand(connection: Connection, poison: Mapping[UUID, B
     holders = {id_: row.worker for id_, row in poison.items() if row.status == EventStatus.PROCESSING and row.worker}
     gone = await absent(connection, sorted(set(holders.values())))
     return {id_: row for id_, row in poison.items() if id_ not in holders or holders[id_] in gone}
+
+
+def _count(letter: DeadLetterRow, row: Asleep) -> None:
+    """Like any other that was parked."""
+    vendor = letter.vendor or "none"
+    metrics.EVENTS.labels(vendor, "inbound" if row.inbound else "outbound", "park").inc()
+    metrics.ATTEMPTS.labels(vendor, letter.error_class).inc()
+    told = about(event_id=str(row.id), company_id=row.company_id, vendor=vendor, type=row.event_type, trace=row.trace)
+    _log.warning("poison parked", extra=told)
 
 
 def _failed(letter: DeadLetterRow, row: Asleep) -> CoreEventRow:

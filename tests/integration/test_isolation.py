@@ -29,6 +29,7 @@ from simulators.core_pms import CorePms
 from simulators.server import SimServer
 from store import connections, limits, outbound
 from store.pool import open_pool
+from telemetry import metrics
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, SECRET, World
 from tests.integration.test_relay_rows import insert
 from topology.apply import apply
@@ -590,6 +591,8 @@ async def test_what_begins_alone_has_nobody_wait_for_its_silent_vendor(
     world: World, core: CorePms, one: Client, process: str, operation: str, kind: CallKind
 ) -> None:
     """Nothing else would begin, each time that it comes back, until all that is under way has ended: and then it is put off."""
+    of_nobody = metrics.EVENTS.labels("none", "outbound", "defer")._value
+    before = of_nobody.get()
     async with client(world, "beds24", "two") as two:
         two.slow_down(operation)
         await world.start("ingress", "scheduler", process)
@@ -604,6 +607,7 @@ async def test_what_begins_alone_has_nobody_wait_for_its_silent_vendor(
         await Calls(process, operation, one, core).begin(0)
         put_off = "SELECT starts FROM channel_events WHERE connection_id = $1 AND last_error LIKE 'circuit open%'"
         await world.until(put_off, one.connection, equals=MAX_STARTS - 1)
+        assert of_nobody.get() == before
         assert len(two.gate.inside) == 1
         two.gate.open()
         await two.settled(process, 1)

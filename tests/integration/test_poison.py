@@ -17,6 +17,7 @@ from simulators.bookings import generate
 from simulators.core_pms import CorePms
 from store import inbound
 from store.presence import Presence
+from telemetry import metrics
 from tests.fleet import COMPANY, CONNECTION, PROPERTY, ROOM, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, publish, with_death
 from topology.declared import DEAD_LETTERS, dlq, outbound_queue
@@ -153,6 +154,8 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
         CONNECTION,
         MAX_STARTS + 1,
     )
+    counted = metrics.EVENTS.labels("beds24", "outbound", "park")._value
+    before = counted.get()
     async with CorePms(world.amqp_url) as core:
         async with await aio_pika.connect(world.amqp_url) as connection:
             wake_up = aio_pika.Message(encode(Event(id=str(event_id), type="pms.booking.cancel", companyid=COMPANY)))
@@ -163,6 +166,7 @@ async def test_a_delivery_whose_message_the_broker_gave_up_is_parked_for_its_ven
     assert tuple(letter) == (event_id, "beds24", "poison")
     attempt = await world.db.fetchrow("SELECT attempt, outcome, error_class, error FROM event_attempts")
     assert tuple(attempt) == (5, "park", "poison", f"started {MAX_STARTS} times and never ended")
+    assert counted.get() == before + 1
 
 
 async def test_a_delivery_whose_message_the_broker_gave_up_is_not_parked_while_a_living_worker_has_it(
