@@ -67,10 +67,11 @@ _OPEN = frozenset(status.value for status in OPEN_STATUSES)
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """told: results to publish; left: works that are open still."""
+    """told: results to publish; left: works that are open still; ended: what became of the others."""
 
     told: Batch | None
     left: Sequence[Work]
+    ended: Sequence[tuple[Work, Outcome]] = ()
 
 
 class InboundStage:
@@ -259,6 +260,8 @@ class InboundStage:
             return []
         parts = await commit(works, act, self._park_alone)
         await self._teller.tell(part.told for part in parts)
+        if ended := [one for part in parts for one in part.ended]:
+            observe(ended, self._now())
         return [work for part in parts for work in part.left]
 
     async def _apply(self, works: Sequence[Work]) -> _Settled:
@@ -271,8 +274,7 @@ class InboundStage:
             return _Settled(None, works)
         ids = {event_id for event_id, _ in stored.applied}
         done = {work: work.outcome for work in works if work.row.id in ids and isinstance(work.outcome, Done)}
-        observe([*done], [*done.values()], self._now())
-        return _Settled(stored.told, [work for work in works if work not in done])
+        return _Settled(stored.told, [work for work in works if work not in done], [*done.items()])
 
     async def _commit(self, works: Sequence[Work]) -> _Settled:
         try:
@@ -357,8 +359,7 @@ class InboundStage:
                 if work.row.error_class is not None and isinstance(outcome, Done | Skip)
             ],
         )
-        observe(works, finals, self._now())
-        return _Settled(stored.told, unsure)
+        return _Settled(stored.told, unsure, [*zip(works, finals, strict=True)])
 
 
 def _work(row: InboundRow, known: Known | SealError | None, now: datetime) -> Work:

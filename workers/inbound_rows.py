@@ -168,11 +168,11 @@ def dead_letter(work: Work, outcome: Park) -> DeadLetterRow:
     )
 
 
-def observe(works: Sequence[Work], finals: Sequence[Outcome], now: datetime) -> None:
+def observe(ended: Sequence[tuple[Work, Outcome]], now: datetime) -> None:
     told = []
     counts: Counter[tuple[str, str]] = Counter()
-    latency = {vendor: metrics.EVENT_LATENCY.labels(vendor, "inbound") for vendor in {work.vendor for work in works}}
-    for work, outcome in zip(works, finals, strict=True):
+    latency = {vendor: metrics.EVENT_LATENCY.labels(vendor, "inbound") for vendor in {work.vendor for work, _ in ended}}
+    for work, outcome in ended:
         word = type(outcome).__name__.lower()
         counts[work.vendor, word] += 1
         if isinstance(outcome, Done | Skip):

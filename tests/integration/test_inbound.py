@@ -18,6 +18,7 @@ from schemas.connection import Connection
 from schemas.event import Event, decode
 from simulators.bookings import deliveries, generate, truth
 from store import connections, dead_letters
+from telemetry import metrics
 from tests.fleet import COMPANY, CONNECTION, World
 from tests.topology.odd_frames import HOSTILE_DEATHS, give_up, publish, with_death
 from workers import inbound as workers_inbound
@@ -199,6 +200,32 @@ async def test_what_somebody_else_ended_meanwhile_is_left_out_and_the_rest_goes_
         " (SELECT count(*) FROM core_events c WHERE c.cause_id = e.id) AS told FROM channel_events e ORDER BY e.seq"
     )
     assert [tuple(row) for row in rows] == [("done", 1, 1), ("abandoned", 0, 0), ("done", 1, 1)]
+
+
+FAILS_ONCE = """
+    CREATE SEQUENCE commits;
+    CREATE FUNCTION fails_once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    BEGIN
+        IF nextval('commits') = 1 THEN RAISE EXCEPTION 'not now' USING ERRCODE = 'serialization_failure'; END IF;
+        RETURN NULL;
+    END $$;
+    CREATE CONSTRAINT TRIGGER fails_once AFTER UPDATE ON channel_events DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION fails_once();
+"""
+
+
+async def test_what_is_committed_at_the_second_try_is_counted_once(world: World) -> None:
+    await world.start("ingress")
+    event = await recorded(world, generate(6, 1, 0)[0].body)
+    await world.db.execute("UPDATE channel_events SET attempts = 1")  # not by one statement
+    await world.db.execute(FAILS_ONCE)
+    counted = metrics.EVENTS.labels("beds24", "inbound", "done")._value
+    before = counted.get()
+    async with open_parts("inbound", world.settings()) as parts:
+        await inbound_stage(parts).process([event])
+    assert await world.db.fetchval("SELECT status FROM channel_events") == "done"
+    assert await world.db.fetchval("SELECT last_value FROM commits") == 2
+    assert counted.get() == before + 1
 
 
 # Of the fact that tells booking $1 as it was at $2.
