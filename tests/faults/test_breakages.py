@@ -114,8 +114,8 @@ async def test_the_oracle_finds_a_breakage(ground: Ground, broken: str) -> None:
     scene, words = SCENES[broken]
     load = Load(ground, random.Random(4))
     await scene(ground, load, broken)
-    # Most breakages never come to rest; one that is taken over needs six seconds for it.
-    verdict = await ground.judge(load, patience=20 if broken == "does_not_ask" else 6)
+    # Most breakages never come to rest; what is taken over needs six seconds for it, and more on a busy machine.
+    verdict = await ground.judge(load, patience=30 if broken in {"does_not_ask", "seems_dead"} else 6)
     for process in ("ingress", "inbound", "outbound", "scheduler"):
         await ground.ensure(process)
     if words:
