@@ -126,6 +126,8 @@ class _Query:
         unknown = sorted(set(self._given) - allowed)
         if unknown:
             raise Problem(400, "unknown-parameter", f"{unknown[0]}: not known; allowed: {', '.join(sorted(allowed))}")
+        if repeated := next((name for name in self._given if len(self._given.getlist(name)) > 1), None):
+            raise Problem(400, "bad-parameter", f"{repeated}: given more than once", field=repeated)
 
     def text(self, name: str) -> str | None:
         value = self._given.get(name)
