@@ -85,16 +85,16 @@ def decode(body: bytes) -> list[Event]:
     raises  MalformedMessageError
     """
     if len(body) > 4 * MAX_BYTES:
-        raise MalformedMessageError(f"body: has {len(body)} bytes; at most {4 * MAX_BYTES} are read")
+        raise MalformedMessageError(f"a body of {len(body)} bytes; at most {4 * MAX_BYTES} are read")
     try:
         if body.lstrip()[:1] == b"[":
             events = _MANY.validate_json(body)
             if not events:
-                raise MalformedMessageError("body: an empty batch")
+                raise MalformedMessageError("an empty batch")
             return events
         return [_ONE.validate_json(body)]
     except ValidationError as error:
-        raise MalformedMessageError(f"body: {_problem(error)}") from error
+        raise MalformedMessageError(_problem(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,8 @@ class DeadLetterRow:
 
     def fingerprint(self) -> str:
         """Same cause, same fingerprint: vendor, operation, class and code, and the place, or the field that the message opens
-        with, in whichever item of a list it is. That it is about the body says nothing."""
-        opening, _, _ = self.error_message.removeprefix("body: ").partition(":")
+        with, in whichever item of a list it is."""
+        opening, _, _ = self.error_message.partition(":")
         place = _NUMBER.sub("#", opening) if self.place is None else self.place
         parts = (self.vendor, self.operation, self.error_class, self.error_code, place)
         return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:12]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .conftest import Cli, Db, Fail
 
 STAYBUS = str(Path(sys.executable).parent / "staybus")
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'staybus cli' AND wait_event_type = 'Lock'"
+WAITING = """SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'staybus cli' AND wait_event_type = 'Lock'"""
 
 
 async def begun(acme: Cli, *words: str, **env: str) -> Process:

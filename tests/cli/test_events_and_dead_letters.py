@@ -252,7 +252,7 @@ def test_the_same_field_in_any_item_of_a_list_is_one_cause() -> None:
     assert fingerprint("periods.0.available: must be 0 or more") == fingerprint("periods.12.available: a whole number")
     assert fingerprint("periods.0.available: must be 0 or more") != fingerprint("periods.0.price: must be 0 or more")
     assert fingerprint("booking.custom1: too long") != fingerprint("booking.custom2: too long")
-    assert fingerprint("body: id: too long") == fingerprint("body: id: missing") != fingerprint("body: an empty batch")
+    assert fingerprint("id: too long") == fingerprint("id: missing") != fingerprint("an empty batch")
 
 
 def test_an_age_is_an_id() -> None:

@@ -117,7 +117,7 @@ async def test_what_nobody_can_read_is_kept_and_the_brokers_dead_letters_go_on_w
         for letter in letters:
             assert (letter["queue"], letter["operation"]) == ("beds24.inbound", "beds24.booking.odd")
             assert (letter["error_class"], letter["error_code"]) == ("invalid", "unreadable_message")
-            assert letter["error_message"].startswith("body: Invalid JSON")
+            assert letter["error_message"].startswith("Invalid JSON")
             assert orjson.loads(letter["routing"]) == {"queue": "beds24.inbound", "key": "beds24.booking.odd"}
         worker, stop = inbound.tasks.pop("inbound")
         stop.set()

@@ -456,8 +456,9 @@ async def test_rows_are_ended_in_the_order_in_which_all_lock_them(database_url: 
     async with db.transaction():
         await db.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE", first)
         ending = asyncio.create_task(finish(settles, rows))
-        while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0)
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
+        while not await db.fetchval(waits, settles.get_server_pid()):
+            await asyncio.sleep(0.02)
         await db.execute("SELECT FROM channel_events WHERE id = $1 FOR UPDATE NOWAIT", second)
     assert await ending == 2
     await settles.close()

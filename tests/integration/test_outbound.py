@@ -526,9 +526,9 @@ async def test_a_company_with_a_nul_is_nobodys(world: World, core: CorePms) -> N
 @pytest.mark.parametrize(
     ("key", "body", "problem"),
     [
-        ("pms.booking.create", b"{no event", "body: Invalid JSON"),
-        ("pms.a\0b", b" " * 600_000, "body: has 600000 bytes"),
-        ("pms.booking.create", b"[]", "body: an empty batch"),
+        ("pms.booking.create", b"{no event", "Invalid JSON"),
+        ("pms.a\0b", b" " * 600_000, "a body of 600000 bytes"),
+        ("pms.booking.create", b"[]", "an empty batch"),
     ],
 )
 async def test_what_nobody_can_read_is_filed_under_the_key_it_came_by(

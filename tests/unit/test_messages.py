@@ -73,20 +73,20 @@ def test_what_is_malformed_in_a_batch_takes_none_of_the_others_with_it() -> None
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "opening"),
     [
-        b"[]",
-        b"[{}, 7]",
-        orjson.dumps([GOOD])[:-1],
-        orjson.dumps({**GOOD, "type": "UPPER"}),
-        orjson.dumps([GOOD, *[1] * (MAX_EVENTS + 1)]),
-        b" " * 600_000 + orjson.dumps([GOOD, 7]),
+        (b"[]", "an empty batch"),
+        (b"[{}, 7]", "0.id: "),
+        (orjson.dumps([GOOD])[:-1], "Invalid JSON: "),
+        (orjson.dumps({**GOOD, "type": "UPPER"}), "type: "),
+        (orjson.dumps([GOOD, *[1] * (MAX_EVENTS + 1)]), "1: "),
+        (b" " * 600_000 + orjson.dumps([GOOD, 7]), "a body of "),
     ],
 )
-def test_a_batch_that_is_none_is_malformed_as_a_whole(body: bytes) -> None:
+def test_a_batch_that_is_none_is_malformed_as_a_whole(body: bytes, opening: str) -> None:
     events, (malformed,) = decode_each(body)
     assert (events, malformed.place, malformed.raw) == ([], None, body)
-    assert malformed.problem.startswith("body: ")
+    assert malformed.problem.startswith(opening)
 
 
 @settings(derandomize=True, database=None)
