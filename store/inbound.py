@@ -153,6 +153,13 @@ async def lock_open(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     return {row["id"] for row in await connection.fetch(_SQL["lock_open"], ids)}
 
 
+async def lock_held(connection: Connection, leases: Sequence[tuple[UUID, UUID | None]]) -> set[UUID]:
+    """leases: (id, token of its lease; None of what was not leased). Those that may be ended still; locked, too."""
+    if not leases:
+        return set()
+    return {row["id"] for row in await connection.fetch(_SQL["lock_held"], *zip(*leases, strict=True))}
+
+
 async def own_writes(connection: Connection, of: Sequence[tuple[str, str, str | None]]) -> dict[tuple[str, str], str]:
     """of: (connection id, external id, marker). By the first two of them, what InboundRow.own_writes is."""
     rows = await connection.fetch(_SQL["own_writes"], *zip(*of, strict=True))

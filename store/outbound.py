@@ -201,10 +201,10 @@ async def begin_alone(connection: Connection, id_: UUID, token: UUID, lease: flo
     return await connection.fetchval(_SQL["begin_alone"], id_, token, lease, MAX_STARTS) is not None
 
 
-async def recount(connection: Connection, rows: Sequence[tuple[UUID, UUID, int]]) -> None:
-    """rows: (id, token of the lease, starts that count). Of those whose lease is still held"""
+async def recount(connection: Connection, rows: Sequence[tuple[UUID, UUID, int, int]]) -> None:
+    """rows: (id, token of the lease, attempts and starts that count). Of those whose lease is still held"""
     if rows:
-        await connection.execute(_SQL["recount"], *_columns(rows, 3))
+        await connection.execute(_SQL["recount"], *_columns(rows, 4))
 
 
 async def older_in_lane(connection: Connection, newest: UUID, most: int) -> list[Claimed]:

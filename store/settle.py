@@ -23,12 +23,12 @@ _NUMBER = re.compile(r"\b\d+\b")
 
 
 class SettledElsewhereError(Exception):
-    """Another worker had some of these events too, and was quicker."""
+    """Another worker had some of these events too, and was quicker, or has them now."""
 
 
 @dataclass(slots=True)
 class FinishRow:
-    """The new state of one event. keep_attempt: it belongs into the history."""
+    """The new state of one event. keep_attempt: it belongs into the history. lease_token: written only while that is held"""
 
     id: UUID
     status: str
@@ -41,6 +41,7 @@ class FinishRow:
     keep_attempt: bool
     outcome: str
     started_at: datetime
+    lease_token: UUID | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ async def finish(connection: Connection, rows: Sequence[FinishRow]) -> int:
     columns = zip(
         *(
             (r.id, r.status, r.attempts, r.starts, r.next_attempt_at, r.error_class, r.last_error, r.error_code,
-             r.keep_attempt, r.outcome, r.started_at)
+             r.keep_attempt, r.outcome, r.started_at, r.lease_token)
             for r in sorted(rows, key=lambda row: row.id)
         ),
         strict=True,

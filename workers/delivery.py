@@ -169,8 +169,7 @@ class DeliveryStage:
     async def _leave_to_others(self) -> None:
         """The messages of what was turned away are acked: without us nobody would look for it before it is stale."""
         behind = self._window.behind
-        # In doubt, so that it is looked up, but what ended it was the stop.
-        cut_off = [(work.row.id, work.row.lease_token, max(1, work.row.starts - 1)) for work in self._cut_off]
+        cut_off = [self._uncounted(work) for work in self._cut_off]
         if not behind and not cut_off:
             return
 
@@ -182,6 +181,12 @@ class DeliveryStage:
         with suppress(TimeoutError):  # the database is away: then it does become stale
             async with asyncio.timeout(LAST_WORD):
                 await outlast(leave)
+
+    def _uncounted(self, work: Work) -> tuple[UUID, UUID, int, int]:
+        """As `store.recount` has it. In doubt, so that it is looked up, but what ended it was the stop. What nobody can look up
+        stays counted: its first attempt would be taken for that of a person who has looked (`_perform`)."""
+        row, may_be_repeated = work.row, self._repeat(work) is not Repeat.ASK
+        return row.id, row.lease_token, row.attempts - may_be_repeated, max(1, row.starts - 1)
 
     async def _take(self, id_: UUID, connection_id: str | None) -> None:
         work: Work | None = None

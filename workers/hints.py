@@ -107,7 +107,7 @@ class Hints:
         for work in works:
             if work.row.id not in leased:
                 continue  # another worker has it
-            work.starts = leased[work.row.id]
+            work.starts, work.lease_token = leased[work.row.id], token
             refusal = self._refusal(work) or held_back.get(work.row.id)
             if refusal is not None:
                 work.outcome = refusal

@@ -280,10 +280,10 @@ class InboundStage:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 return await self._write(connection, works)
-        except SettledElsewhereError:  # rolled back; now only those that are open, and they stay so
+        except SettledElsewhereError:  # rolled back; now only those that are ours to end, and they stay so
             async with self._pool.acquire() as connection, connection.transaction():
-                open_ids = await store.lock_open(connection, [work.row.id for work in works])
-                return await self._write(connection, [work for work in works if work.row.id in open_ids])
+                held = await store.lock_held(connection, [(work.row.id, work.lease_token) for work in works])
+                return await self._write(connection, [work for work in works if work.row.id in held])
 
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """The row that the database refuses."""

@@ -50,14 +50,15 @@ class Work:
     )
     own_writes: Sequence[OwnWrite] = ()  # where what it tells is an echo of them
     starts: int = 0  # of a hint: how often it was begun and never ended, this time included
+    lease_token: UUID | None = None  # of a hint, once it is leased
 
 
 def is_plain(work: Work) -> bool:
     """Whether one state is all that it brings, at its first attempt: if that is applied, the event is done with it."""
     match work.outcome:
         case Done(result=Effects(reservations=(sourced,), availability=(), properties=(), room_types=())):
-            row = work.row
-            return not sourced.version.asked and row.attempts == 0 and row.error_class is None
+            row, here = work.row, not sourced.version.asked and work.lease_token is None
+            return here and row.attempts == 0 and row.error_class is None
         case _:
             return False
 
@@ -143,6 +144,7 @@ def finish_row(work: Work, outcome: Outcome, now: datetime) -> FinishRow:
         keep_attempt=end.counted == 1 and (attempts > 1 or isinstance(outcome, Retry | Park)),
         outcome=end.word,
         started_at=work.started_at,
+        lease_token=work.lease_token,
     )
 
 

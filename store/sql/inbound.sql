@@ -63,6 +63,15 @@ WHERE id = ANY ($1::uuid[]) AND status IN ('received', 'processing', 'retrying')
 ORDER BY id
 FOR UPDATE
 
+-- name: lock_held
+-- As `lock_open`; of what was leased ($2, null of what was not) only what is leased still, see `finish`.
+SELECT id FROM channel_events
+WHERE id = ANY ($1::uuid[]) AND status IN ('received', 'processing', 'retrying')
+  AND (($2::uuid[])[array_position($1::uuid[], id)] IS NULL
+       OR status = 'processing' AND lease_token = ($2::uuid[])[array_position($1::uuid[], id)])
+ORDER BY id
+FOR UPDATE
+
 -- name: stored_states
 -- As the core was told them, or had said them itself, and when it was told last.
 SELECT r.connection_id, r.external_id, r.told_at, r.external_property_id, r.external_room_type_id, r.external_unit_id, r.status,

@@ -103,8 +103,8 @@ RETURNING id
 
 -- name: recount
 -- Of deliveries whose lease is still held.
-UPDATE channel_events e SET starts = g.starts
-FROM unnest($1::uuid[], $2::uuid[], $3::int[]) AS g (id, lease_token, starts)
+UPDATE channel_events e SET attempts = g.attempts, starts = g.starts
+FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::int[]) AS g (id, lease_token, attempts, starts)
 WHERE e.id = g.id AND e.lease_token = g.lease_token AND (e.status = 'processing') IS TRUE
 
 -- name: external_ids

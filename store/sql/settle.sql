@@ -1,10 +1,10 @@
 -- name: finish
--- New states, with the history of attempts.
+-- New states, with the history of attempts. What was leased ends by its lease only: who slept through it knows an old answer.
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::timestamptz[], $6::text[], $7::text[],
-                         $8::text[], $9::boolean[], $10::text[], $11::timestamptz[])
+                         $8::text[], $9::boolean[], $10::text[], $11::timestamptz[], $12::uuid[])
         AS g (id, status, attempts, starts, next_attempt_at, error_class, last_error, error_code, keep_attempt, outcome,
-              started_at)
+              started_at, lease_token)
 ), settled AS (
     UPDATE channel_events e
     SET status = g.status, attempts = g.attempts, starts = g.starts, next_attempt_at = g.next_attempt_at,
@@ -13,6 +13,7 @@ WITH given AS (
         processed_at = CASE WHEN g.status = 'retrying' THEN NULL ELSE clock_timestamp() END
     FROM given g
     WHERE e.id = g.id AND e.status IN ('received', 'processing', 'retrying')
+      AND (g.lease_token IS NULL OR e.status = 'processing' AND e.lease_token = g.lease_token)
     RETURNING e.id, e.company_id, e.attempts, e.worker, g.error_class, g.last_error, g.error_code, g.keep_attempt, g.outcome,
               g.started_at
 ), tried AS (

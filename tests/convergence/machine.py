@@ -293,11 +293,11 @@ class Machine(Outside):
         starts = self.tables.lease(work.row.id, reading.worker, self.clock.ours())
         if starts is None:
             self.readings.remove(reading)
-        elif starts > MAX_STARTS:
+            return
+        reading.leased, work.starts = True, starts
+        if starts > MAX_STARTS:
             self.reached["poison"] += 1
             work.outcome = poison(starts)
-        else:
-            reading.leased, work.starts = True, starts
 
     def _fetch(self, work: inbound_rows.Work) -> None:
         self.clock.pass_by(0.001)  # since what was stored last, some time has passed
@@ -325,10 +325,19 @@ class Machine(Outside):
         """_settle: the plain ones by one statement, what is left by a transaction."""
         for reading in readings:
             self.readings.remove(reading)
-        readings = [r for r in readings if self.tables.events[r.work.row.id].status in OPEN]
+        readings = [reading for reading in readings if self._may_end(reading)]
         plain = [reading for reading in readings if inbound_rows.is_plain(reading.work)]
         rest = [reading for reading in readings if reading not in plain]
         self._write(rest + self._apply(plain))
+
+    def _may_end(self, reading: Reading) -> bool:
+        """What was leased is ended by its lease only."""
+        event = self.tables.events[reading.work.row.id]
+        if not reading.leased:
+            return event.status in OPEN
+        held = event.status is EventStatus.PROCESSING and event.lease_token == reading.worker
+        self.reached["lease of a hint lost"] += not held
+        return held
 
     def _apply(self, readings: Sequence[Reading]) -> list[Reading]:
         """returns those that it left open"""

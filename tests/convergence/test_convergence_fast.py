@@ -67,8 +67,8 @@ def test_schedules_of_hypothesis_end_at_one_truth(steps: list[schedule.Step], tr
 MEETINGS = {
     "webhook that is known", "pulled", "pulled that is known", "astray", "echo", "echo that tells more", "asked which is newer",
     "asked again",
-    "call in doubt", "effect found", "superseded", "lease lost", "requeued", "poison", "inbound Retry", "inbound Park",
-    "outbound Retry", "outbound Park",
+    "call in doubt", "effect found", "superseded", "lease lost", "lease of a hint lost", "requeued", "poison", "inbound Retry",
+    "inbound Park", "outbound Retry", "outbound Park",
 }  # fmt: skip
 
 

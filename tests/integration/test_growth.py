@@ -147,7 +147,10 @@ async def partly_read(connection: Any, name: str, sql: str) -> list[str]:
 
 NAMED = {
     "ingest": ["mark_published"],
-    "inbound": ["load", "start_alone", "lease", "begin_alone", "prolong", "release", "lock_open", "apply_states"],
+    "inbound": [
+        *("load", "start_alone", "lease", "begin_alone", "prolong", "release"),
+        *("lock_open", "lock_held", "apply_states"),
+    ],
     "outbound": [
         *("load_commands", "laned_connections", "deliveries_there", "claim", "begin_alone", "recount", "succeed"),
         *("lock_leased", "waiting", "wake_waiting", "lane_heads", "older_in_lane", "supersede"),
@@ -202,7 +205,7 @@ async def touched(connection: Any, sql: str, *given: Any) -> int:
 
 def finished(ids: list[Any], now: datetime) -> tuple[list[Any], ...]:
     """Columns of `finish`: done, with its attempt in the history."""
-    rows = [(id_, "done", 1, 0, None, None, None, None, True, "done", now) for id_ in ids]
+    rows = [(id_, "done", 1, 0, None, None, None, None, True, "done", now, None) for id_ in ids]
     return tuple(map(list, zip(*rows, strict=True)))
 
 

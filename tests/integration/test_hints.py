@@ -104,6 +104,21 @@ async def test_a_fetch_that_fails_is_tried_again(whole: World) -> None:
     assert outcomes == ["retry", "retry", "done"]
 
 
+async def test_who_slept_through_its_lease_ends_nothing_with_an_old_answer(whole: World) -> None:
+    first, second = book(whole), book(whole, arrival="2027-04-01", departure="2027-04-03")
+    whole.sim.faults.add(Fault(FaultKind.SLOW, operation="GET /bookings", seconds=3.0))
+    await whole.webhook({"booking": {"id": first["id"]}})
+    await whole.until("SELECT count(*) FROM channel_events WHERE status = 'processing'", equals=1)
+    await whole.db.execute("UPDATE channel_events SET lease_token = gen_random_uuid()")  # somebody else asks anew
+    await whole.webhook({"booking": {"id": second["id"]}})  # asked for when the answer about the first is dealt with
+    await whole.until("SELECT count(*) FROM channel_events WHERE status = 'done'", equals=1)
+    assert await whole.db.fetchval("SELECT external_id FROM int_reservations") == str(second["id"])
+    await whole.db.execute("UPDATE channel_events SET lease_until = now() - interval '1 s' WHERE status = 'processing'")
+    await whole.all_settled()
+    stored = await whole.db.fetch("SELECT external_id FROM int_reservations ORDER BY id")
+    assert {row["external_id"] for row in stored} == {str(first["id"]), str(second["id"])}
+
+
 async def test_an_expired_token_is_renewed_on_the_way(whole: World) -> None:
     first, second = book(whole), book(whole, arrival="2027-04-01", departure="2027-04-03")
     await whole.webhook({"booking": {"id": first["id"]}})
