@@ -32,6 +32,11 @@ JobId = Annotated[UUID, typer.Argument(metavar="JOB", help="As in `staybus jobs 
 REASONS = ("letters", "class=error_class", "code=error_code", "fingerprint", "error")
 
 
+class UnknownJob(Refused):
+    def __init__(self, id_: UUID) -> None:
+        super().__init__(f"job {id_}: not known; `staybus jobs list` shows the newest")
+
+
 @app.command("list", epilog=example("staybus jobs list --status running"))
 def list_(
     status: Annotated[JobStatus | None, typer.Option("--status", help="Only with this status.")] = None,
@@ -91,9 +96,13 @@ def finish(id_: UUID, *, as_json: bool) -> None:
     """raises typer.Exit: 1 unless the job ended as done, 130 when nobody watches any more"""
     try:
         job = session.run(_until_ended(id_))
-    except KeyboardInterrupt:
+    except UnknownJob:
+        raise
+    except BaseException as error:
         note(f"the job goes on. Follow it: staybus jobs follow {id_}; stop it: staybus jobs cancel {id_}")
-        raise typer.Exit(130) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(130) from None
+        raise
     document = session.run(describe(id_))
     if as_json:
         emit(document)
@@ -154,7 +163,7 @@ async def describe(id_: UUID) -> dict[str, Any]:
     async with session.operator() as db:
         job = await jobs.show(db, id_)
         if job is None:
-            raise _unknown(id_)
+            raise UnknownJob(id_)
         outcome = asdict(await jobs.outcome(db, id_)) if job.kind != JobKind.ABANDON else {}
         reasons = [dict(row) for row in await jobs.reasons(db, id_)]
     return asdict(job) | {"left": job.failed} | outcome | {"reasons": reasons}
@@ -167,11 +176,11 @@ async def _cancel(id_: UUID) -> dict[str, Any]:
         if not await jobs.cancel(db, id_, session.actor()):
             job = await jobs.show(db, id_)
             if job is None:
-                raise _unknown(id_)
+                raise UnknownJob(id_)
             raise Refused(f"job {id_}: has ended already ({job.status})")
         job = await jobs.show(db, id_)
         if job is None:
-            raise _unknown(id_)
+            raise UnknownJob(id_)
         await connections.audit(db, session.actor(), job.company_id, "job.cancel", str(id_), {"done": job.done})
     return {"done": job.done, "total": job.total}
 
@@ -187,7 +196,7 @@ async def _until_ended(id_: UUID) -> Job:
             async with as_company(pool, None) as db:
                 job = await jobs.show(db, id_)
             if job is None:
-                raise _unknown(id_)
+                raise UnknownJob(id_)
             return job
 
         job = await look()
@@ -201,7 +210,3 @@ async def _until_ended(id_: UUID) -> Job:
                 await asyncio.sleep(PAUSE)
                 job = await look()
     return job
-
-
-def _unknown(id_: UUID) -> Refused:
-    return Refused(f"job {id_}: not known; `staybus jobs list` shows the newest")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 STAYBUS = str(Path(sys.executable).parent / "staybus")
 WAITING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'staybus cli' AND wait_event_type = 'Lock'"""
+FOLLOWS = """SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'staybus cli' AND query LIKE '%FROM operator_jobs%'"""
 
 
 async def begun(acme: Cli, *words: str, **env: str) -> Process:
@@ -44,23 +46,32 @@ async def ended(process: Process, within: float) -> tuple[int, str]:
 
 
 @asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[tuple[TcpProxy, str]]:
+    """A proxy before the database, and the URL through it."""
+    url = urlsplit(database_url)
+    assert url.hostname
+    assert url.port
+    async with TcpProxy(url.hostname, url.port) as proxy:
+        yield proxy, database_url.replace(f"{url.hostname}:{url.port}", f"127.0.0.1:{proxy.port}")
+
+
+async def until(db: Db, true: str) -> None:
+    async with asyncio.timeout(30):
+        while not await db.fetchval(true):
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
 async def in_the_middle(acme: Cli, failed: Fail, db: Db, database_url: str) -> AsyncIterator[tuple[Process, TcpProxy]]:
     """A requeue that waits for the row of the second of two letters, which somebody has locked."""
     await failed()
     _, letter = await failed()
-    url = urlsplit(database_url)
-    assert url.hostname
-    assert url.port
     locker = await asyncpg.connect(database_url)
-    async with TcpProxy(url.hostname, url.port) as proxy:
-        through = database_url.replace(f"{url.hostname}:{url.port}", f"127.0.0.1:{proxy.port}")
-        async with locker.transaction():
-            await locker.execute("SELECT FROM dead_letters WHERE id = $1 FOR UPDATE", letter)
-            process = await begun(acme, "dlq", "requeue", "--all", "--yes", "--rate", "1", STAYBUS_DATABASE_URL=through)
-            async with asyncio.timeout(30):
-                while not await db.fetchval(WAITING):
-                    await asyncio.sleep(0.02)
-            yield process, proxy
+    async with proxied(database_url) as (proxy, through), locker.transaction():
+        await locker.execute("SELECT FROM dead_letters WHERE id = $1 FOR UPDATE", letter)
+        process = await begun(acme, "dlq", "requeue", "--all", "--yes", "--rate", "1", STAYBUS_DATABASE_URL=through)
+        await until(db, WAITING)
+        yield process, proxy
     await locker.close()
 
 
@@ -85,6 +96,23 @@ async def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(
     how_far, why = told.splitlines()
     assert "broken off after 1 of 2" in how_far
     assert "went away in the middle" in why
+
+
+async def test_who_follows_a_job_hears_that_it_goes_on_where_the_database_does_not(
+    acme: Cli, failed: Fail, db: Db, database_url: str
+) -> None:
+    await failed()
+    await acme("dlq", "requeue", "--all", "--yes", "--job", "--detach")
+    job = str(await db.fetchval("SELECT id FROM operator_jobs"))
+    async with proxied(database_url) as (proxy, through):
+        process = await begun(acme, "jobs", "follow", job, STAYBUS_DATABASE_URL=through)
+        await until(db, FOLLOWS)
+        proxy.cut(refuse=True)
+        code, told = await ended(process, 30)
+    assert code == 1
+    what, why = told.splitlines()
+    assert f"the job goes on. Follow it: staybus jobs follow {job}" in what
+    assert "the database" in why
 
 
 async def test_ctrl_c_at_a_question_is_no_answer(acme: Cli, failed: Fail, db: Db) -> None:
