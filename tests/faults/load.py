@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -39,6 +39,15 @@ YOUNG = timedelta(seconds=5)  # a token of that age has been tried by whoever wa
 FIRST_NIGHT = date(2028, 1, 1)  # of the calendar pushes: far from any booking's nights
 AWAY = (OSError, TimeoutError, httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError)
 AMQP_AWAY = (*AWAY, aio_pika.exceptions.AMQPError, RuntimeError)
+
+DUE = """
+INSERT INTO pulls AS p (connection_id, company_id, covered_until, finished_at)
+VALUES ($1, $2, clock_timestamp(), clock_timestamp() - interval '1 day')
+ON CONFLICT (connection_id) DO UPDATE
+SET finished_at = EXCLUDED.finished_at, not_before = NULL,
+    lease_until = CASE WHEN p.started_at > clock_timestamp() - interval '15 s' THEN p.lease_until END
+WHERE NOT (p.started_at > $3 AND p.finished_at > p.started_at) IS TRUE
+"""  # and no row once a pull has ended that began after $3
 
 _numbers = itertools.count(1)  # of bookings, over all stretches of a run
 
@@ -80,6 +89,8 @@ class Load:
         self.problems: list[str] = []
         self.vendor_sound = True
         self._pulled = False
+        self._booked_at: datetime | None = None
+        """what a guest booked last that a pull has to find"""
         self._rooms = {room: asyncio.Lock() for room in ROOMS}
         self._under_way: set[asyncio.Task[None]] = set()
         self._stories: list[str] = []
@@ -284,7 +295,8 @@ class Load:
             await self.push(currency, priced=True)
 
     async def _errand_pull(self) -> None:
-        """A guest books, no webhook tells of it, and a pull is due: that of a scheduler that is dead has no lease any more."""
+        """A guest books, no webhook tells of it, and a pull is due: that of a scheduler that is dead has no lease any more. It is
+        due until one has ended that began later: who lists the bookings just now may have passed by this one."""
         self._pulled = True
         arrival = date(2027, 1, 1) + timedelta(days=self._dice.randrange(300))
         stay = {"arrival": arrival.isoformat(), "departure": (arrival + timedelta(days=3)).isoformat()}
@@ -293,13 +305,17 @@ class Load:
         )
         assert booked.id is not None
         self.at_vendor.add(booked.id)
-        await self._ground.execute(
-            "INSERT INTO pulls AS p (connection_id, company_id, covered_until, finished_at)"
-            " VALUES ($1, $2, clock_timestamp(), clock_timestamp() - interval '1 day') ON CONFLICT (connection_id) DO UPDATE"
-            " SET finished_at = EXCLUDED.finished_at, not_before = NULL,"
-            " lease_until = CASE WHEN p.started_at > clock_timestamp() - interval '15 s' THEN p.lease_until END",
-            CONNECTION, COMPANY,
-        )  # fmt: skip
+        pulling, self._booked_at = (
+            self._booked_at is not None,
+            datetime.now(UTC),
+        )  # the database's clock, too, is this machine's
+        while not pulling:
+            since = self._booked_at
+            due = await self._ground.execute(DUE, CONNECTION, COMPANY, since) == "INSERT 0 1"
+            if not due and since == self._booked_at:
+                self._booked_at = None
+                return
+            await asyncio.sleep(0.3)
 
     async def _errand_job(self) -> None:
         """An operator has some facts repeated, two at a time: of bookings that the vendor can be asked about."""
