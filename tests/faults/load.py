@@ -305,10 +305,8 @@ class Load:
         )
         assert booked.id is not None
         self.at_vendor.add(booked.id)
-        pulling, self._booked_at = (
-            self._booked_at is not None,
-            datetime.now(UTC),
-        )  # the database's clock, too, is this machine's
+        pulling = self._booked_at is not None
+        self._booked_at = datetime.now(UTC)  # the database's clock, too, is this machine's
         while not pulling:
             since = self._booked_at
             due = await self._ground.execute(DUE, CONNECTION, COMPANY, since) == "INSERT 0 1"
