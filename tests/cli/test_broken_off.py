@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 STAYBUS = str(Path(sys.executable).parent / "staybus")
 WAITING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'staybus cli' AND wait_event_type = 'Lock'"""
-FOLLOWS = """SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'staybus cli' AND query LIKE '%FROM operator_jobs%'"""
 
 
 async def begun(acme: Cli, *words: str, **env: str) -> Process:
@@ -105,11 +103,14 @@ async def test_who_follows_a_job_hears_that_it_goes_on_where_the_database_does_n
     await acme("dlq", "requeue", "--all", "--yes", "--job", "--detach")
     # Nothing carries it out; but of one that waits, whoever follows hears after a while that nobody has begun it.
     job = str(await db.fetchval("UPDATE operator_jobs SET status = 'running' RETURNING id"))
-    async with proxied(database_url) as (proxy, through):
+    locker = await asyncpg.connect(database_url)
+    async with proxied(database_url) as (proxy, through), locker.transaction():
+        await locker.execute("LOCK TABLE operator_jobs")  # its look waits, and can be seen to
         process = await begun(acme, "jobs", "follow", job, STAYBUS_DATABASE_URL=through)
-        await until(db, FOLLOWS)
+        await until(db, WAITING)
         proxy.cut(refuse=True)
         code, told = await ended(process, 30)
+    await locker.close()
     assert code == 1
     what, why = told.splitlines()
     assert f"the job goes on. Follow it: staybus jobs follow {job}" in what
