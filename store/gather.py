@@ -17,6 +17,7 @@ R = TypeVar("R")
 
 
 BUSY = 8  # items in a batch, from which on it pays to wait for more
+CROWD = 32  # items that wait, from which on it pays no more: while the database has one such batch, we make the next
 
 
 class GatherFull(Exception):  # noqa: N818 - a state, not a fault
@@ -24,7 +25,10 @@ class GatherFull(Exception):  # noqa: N818 - a state, not a fault
 
 
 class Rhythm:
-    """Whether the next batch may begin. flights: batches under way at once, while they are small; one else"""
+    """Whether the next batch may begin.
+
+    flights   batches under way at once, while they are small or many items wait; one else
+    """
 
     def __init__(self, flights: int) -> None:
         self._flights = flights
@@ -34,8 +38,8 @@ class Rhythm:
     def busy(self) -> bool:
         return self._last >= BUSY
 
-    def has_room(self, under_way: int) -> bool:
-        return under_way < (1 if self.busy else self._flights)
+    def has_room(self, under_way: int, waiting: int = 0) -> bool:
+        return under_way < (1 if self.busy and waiting < CROWD else self._flights)
 
     def begins(self, size: int) -> None:
         self._last = size
@@ -93,7 +97,7 @@ class Gather(Generic[T, R]):
 
     def _press(self) -> None:
         self._pressing = True
-        if self._rhythm.has_room(len(self._tasks)):
+        if self._rhythm.has_room(len(self._tasks), len(self._items)):
             self._schedule()
 
     def _schedule(self) -> None:
@@ -107,7 +111,7 @@ class Gather(Generic[T, R]):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        while self._items and self._rhythm.has_room(len(self._tasks)):
+        while self._items and self._rhythm.has_room(len(self._tasks), len(self._items)):
             batch, self._items = self._items[: self._most], self._items[self._most :]
             self._rhythm.begins(len(batch))
             task = asyncio.create_task(self._run(batch))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from store.gather import BUSY, Gather, GatherFull
+from store.gather import BUSY, CROWD, Gather, GatherFull
 
 
 class Recorder:
@@ -61,6 +61,25 @@ async def test_after_a_batch_that_was_not_small_only_one_is_under_way() -> None:
     assert recorder.batches[2:] == [[200], [201]]
     recorder.go.set()
     await asyncio.gather(*small)
+
+
+async def test_when_many_wait_they_go_beside_a_large_batch() -> None:
+    recorder = Recorder()
+    gather = Gather(recorder.act, flights=2)
+    futures = [gather.submit(n) for n in range(BUSY)]
+    await turns()
+    futures += [gather.submit(n) for n in range(CROWD - 1)]
+    await turns()
+    assert [len(batch) for batch in recorder.batches] == [BUSY]
+    futures.append(gather.submit(CROWD))
+    await turns()
+    assert [len(batch) for batch in recorder.batches] == [BUSY, CROWD]
+    futures += [gather.submit(n) for n in range(2 * CROWD)]
+    await turns()
+    assert len(recorder.batches) == 2
+    recorder.go.set()
+    await asyncio.gather(*futures)
+    assert [len(batch) for batch in recorder.batches] == [BUSY, CROWD, 2 * CROWD]
 
 
 async def test_what_has_patience_goes_with_the_first_that_has_none() -> None:
