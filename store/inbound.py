@@ -30,6 +30,8 @@ _SQL = statements("inbound")
 _GUESTS = uuid.UUID("0d2b6a5e-6c0f-5b5e-9a58-0f6f2f9b7f10")
 _SETTLED_ELSEWHERE = "SB001"  # SQLSTATE of the function settled_elsewhere
 
+Lease = tuple[UUID, UUID | None]  # id of an event, and the token of its lease; None of what was not leased
+
 
 @dataclass(slots=True)
 class InboundRow:
@@ -153,11 +155,12 @@ async def lock_open(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     return {row["id"] for row in await connection.fetch(_SQL["lock_open"], ids)}
 
 
-async def lock_held(connection: Connection, leases: Sequence[tuple[UUID, UUID | None]]) -> set[UUID]:
-    """leases: (id, token of its lease; None of what was not leased). Those that may be ended still; locked, too."""
+async def lock_held(connection: Connection, leases: Sequence[Lease]) -> set[Lease]:
+    """Those whose events may be ended still; locked, too. A worker may hold two leases of one event, an old one and its own anew."""
     if not leases:
         return set()
-    return {row["id"] for row in await connection.fetch(_SQL["lock_held"], *zip(*leases, strict=True))}
+    found = await connection.fetch(_SQL["lock_held"], *zip(*leases, strict=True))
+    return {(row["id"], row["lease_token"]) for row in found}
 
 
 async def own_writes(connection: Connection, of: Sequence[tuple[str, str, str | None]]) -> dict[tuple[str, str], str]:

@@ -282,8 +282,8 @@ class InboundStage:
                 return await self._write(connection, works)
         except SettledElsewhereError:  # rolled back; now only those that are ours to end, and they stay so
             async with self._pool.acquire() as connection, connection.transaction():
-                held = await store.lock_held(connection, [(work.row.id, work.lease_token) for work in works])
-                return await self._write(connection, [work for work in works if work.row.id in held])
+                held = await store.lock_held(connection, [work.lease for work in works])
+                return await self._write(connection, [work for work in works if work.lease in held])
 
     async def _park_alone(self, work: Work, error: Exception) -> _Settled:
         """The row that the database refuses."""

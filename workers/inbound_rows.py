@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from store.directory import Known
-    from store.inbound import Applied, InboundRow
+    from store.inbound import Applied, InboundRow, Lease
     from store.seal import Cipher
 
     from .echo import OwnWrite
@@ -51,6 +51,10 @@ class Work:
     own_writes: Sequence[OwnWrite] = ()  # where what it tells is an echo of them
     starts: int = 0  # of a hint: how often it was begun and never ended, this time included
     lease_token: UUID | None = None  # of a hint, once it is leased
+
+    @property
+    def lease(self) -> Lease:
+        return self.row.id, self.lease_token
 
 
 def is_plain(work: Work) -> bool:

@@ -65,12 +65,12 @@ FOR UPDATE
 
 -- name: lock_held
 -- As `lock_open`; of what was leased ($2, null of what was not) only what is leased still, see `finish`.
-SELECT id FROM channel_events
-WHERE id = ANY ($1::uuid[]) AND status IN ('received', 'processing', 'retrying')
-  AND (($2::uuid[])[array_position($1::uuid[], id)] IS NULL
-       OR status = 'processing' AND lease_token = ($2::uuid[])[array_position($1::uuid[], id)])
-ORDER BY id
-FOR UPDATE
+SELECT e.id, g.lease_token FROM channel_events e
+JOIN unnest($1::uuid[], $2::uuid[]) AS g (id, lease_token) ON g.id = e.id
+WHERE (e.status IN ('received', 'processing', 'retrying')) IS TRUE
+  AND (g.lease_token IS NULL OR e.status = 'processing' AND e.lease_token = g.lease_token)
+ORDER BY e.id
+FOR UPDATE OF e
 
 -- name: stored_states
 -- As the core was told them, or had said them itself, and when it was told last.
