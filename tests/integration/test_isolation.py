@@ -196,6 +196,12 @@ async def attempts(world: World) -> int:
     return int(await world.db.fetchval("SELECT count(*) FROM event_attempts"))
 
 
+async def most_attempts(world: World) -> int:
+    """Of a command. Of one that is under way without that: a probe that fails gives it back."""
+    used = "max(attempts - (status = 'processing')::int)"
+    return int(await world.db.fetchval(f"SELECT {used} FROM channel_events WHERE direction = 'outbound'"))  # noqa: S608
+
+
 async def opened(world: World, kind: CallKind) -> None:
     await world.until("SELECT failures >= $1 FROM call_circuits WHERE kind = $2", limits.OPENS, kind.value)
 
@@ -270,7 +276,7 @@ async def test_an_outage_costs_no_attempts_once_the_circuit_is_open(
     await probed(world, CallKind.WRITE, 5)
     assert await attempts(world) == spent
     assert await world.db.fetchval("SELECT count(*) FROM dead_letters") == 0
-    assert await world.db.fetchval("SELECT max(attempts) FROM channel_events WHERE connection_id = 'one'") <= 2
+    assert await most_attempts(world) <= 2
     one.sim.faults.clear()
     await one.settled("outbound", 41)
     assert one.made() == 41
@@ -331,7 +337,7 @@ async def test_commands_that_are_answered_cost_a_look_up_no_attempts(world: Worl
         await one.create(core, 1, first=n)
         await one.settled("outbound", n)
     await probed(world, CallKind.READ, 5)
-    assert await world.db.fetchval("SELECT max(attempts) FROM channel_events WHERE direction = 'outbound'") <= 1
+    assert await most_attempts(world) <= 1
     one.sim.faults.clear()
     await one.settled("outbound", 12)
     assert one.made() == 12 + 10
