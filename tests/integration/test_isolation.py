@@ -197,9 +197,9 @@ async def attempts(world: World) -> int:
 
 
 async def most_attempts(world: World) -> int:
-    """Of a command. Of one that is under way without that: a probe that fails gives it back."""
-    used = "max(attempts - (status = 'processing')::int)"
-    return int(await world.db.fetchval(f"SELECT {used} FROM channel_events WHERE direction = 'outbound'"))  # noqa: S608
+    """Of a command. One that is under way counts its try already, and a probe that fails gives it back."""
+    sql = "SELECT max(attempts - (status = 'processing')::int) FROM channel_events WHERE direction = 'outbound'"
+    return int(await world.db.fetchval(sql))
 
 
 async def opened(world: World, kind: CallKind) -> None:
