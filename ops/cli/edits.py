@@ -33,6 +33,10 @@ EXAMPLES = example(
     "staybus dlq edit 0192f0c1-… --editor",
 )
 MOST_BYTES = 128 * 1024  # of an edit: as much as a message may have
+_MAY_EXIST = (
+    "it was sent and never answered, so it may exist at the vendor already: then it is found there when it is requeued, ends as done "
+    "as it was first said, and this edit is not said. Look there, and correct it with a command of its own"
+)
 
 
 def edit(
@@ -92,6 +96,7 @@ def _tell(subject: _Subject, outcome: _Outcome, *, kept: bool, dry_run: bool, as
                 "payload": payload,
                 "problem": outcome.problem,
                 "means": outcome.means,
+                "may_exist": subject.may_exist,
             }
         )
         return
@@ -106,6 +111,8 @@ def _tell(subject: _Subject, outcome: _Outcome, *, kept: bool, dry_run: bool, as
         note(f"it can be read: {outcome.means}")
     elif kept or dry_run:
         note(f"it cannot be read: {outcome.problem}")
+    if subject.may_exist and outcome.paths and (kept or dry_run):
+        note(_MAY_EXIST)
     if kept:
         note(f"next: staybus dlq requeue {subject.letter_id}")
 
@@ -131,6 +138,16 @@ class _Subject:
     @property
     def event_id(self) -> UUID:
         return UUID(str(self.row["event_id"]))
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether it makes something, at a vendor that may have made it: our marker finds it, whatever else is said now."""
+        if self.row["direction"] != "outbound" or self.connection is None or not self.row["starts"]:
+            return False
+        from adapters.registry import adapters
+
+        found = adapters().get(self.connection.vendor)
+        return found is not None and self.row["event_type"] in found.manifest.commands_with_marker
 
     def say(self, name: str) -> str:
         """A member's name, where it can be no guest's; what a vendor calls its members is none."""

@@ -163,7 +163,7 @@ WHERE e.id IN (SELECT DISTINCT ON (lane) id FROM channel_events
 -- A dead letter with its event as it came, and the edit that lies over it now.
 SELECT d.id, d.status, d.edited_at, d.error_message, d.event_id, e.company_id, e.connection_id, e.parent_id, e.direction,
        e.event_type, e.entity_type, e.entity_external_id, e.entity_internal_id, e.lane, e.received_at,
-       e.status AS event_status, e.payload::text AS payload, e.sealed, o.overlay::text AS overlay, o.overlay_sealed
+       e.status AS event_status, e.starts, e.payload::text AS payload, e.sealed, o.overlay::text AS overlay, o.overlay_sealed
 FROM dead_letters d LEFT JOIN channel_events e ON e.id = d.event_id LEFT JOIN dead_letters o ON o.id = e.overlay_id
 WHERE d.id = $1 OR d.event_id = $1
 ORDER BY d.created_at DESC LIMIT 1

@@ -210,6 +210,22 @@ async def test_a_fact_is_judged_by_its_adapter(acme: Cli, db: Db, failed: Fail) 
     )
 
 
+async def test_who_edits_what_may_exist_at_the_vendor_is_told(acme: Cli, db: Db, failed: Fail) -> None:
+    """A create is found by our marker, and a cancel by the state that it wants: only the create's edit would not be said."""
+    for operation, starts, told in (
+        ("pms.booking.create", 1, True),
+        ("pms.booking.create", 0, False),
+        ("pms.booking.cancel", 1, False),
+    ):
+        event, letter = await failed(error="unknown", operation=operation)
+        await db.execute("UPDATE channel_events SET starts = $2 WHERE id = $1", event, starts)
+        words = ("dlq", "edit", str(letter), "--set", 'reason="mistaken"', "--force")
+        assert ("may exist at the vendor already" in (await acme(*words, "--dry-run")).err) is told
+        assert (await acme(*words, "--dry-run", "--json")).document["may_exist"] is told
+        assert ("may exist at the vendor already" in (await acme(*words)).err) is told
+        assert "may exist" not in (await acme("dlq", "edit", str(letter), "--clear")).err
+
+
 async def test_only_what_rests_is_edited(acme: Cli, db: Db, letter: str) -> None:
     words = ("--set", 'periods.0.last="2027-05-03"')
     await acme("dlq", "requeue", letter)
