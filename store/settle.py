@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pool import Connection
 
 _SQL = statements("settle")
+_BURY_STRANGERS = _SQL["bury"].replace("(event_id) WHERE event_id", "(digest) WHERE digest")
 _NUMBER = re.compile(r"\b\d+\b")
 
 
@@ -46,6 +47,8 @@ class FinishRow:
 
 @dataclass(slots=True)
 class DeadLetterRow:
+    """digest: of what has no event, what tells it from others; None: it is never the same as another"""
+
     event_id: UUID | None
     company_id: str | None
     connection_id: str | None
@@ -64,6 +67,7 @@ class DeadLetterRow:
     sealed: bytes | None = None
     routing: str | None = None
     place: str | None = None
+    digest: bytes | None = None
 
     def fingerprint(self) -> str:
         """Same cause, same fingerprint: vendor, operation, class and code, and the place, or the field that the message opens
@@ -89,17 +93,31 @@ async def finish(connection: Connection, rows: Sequence[FinishRow]) -> int:
 
 async def bury(connection: Connection, rows: Sequence[DeadLetterRow]) -> None:
     """Opens a dead letter for each, or adds to the one that is open already."""
+    await _bury(connection, _SQL["bury"], [row for row in rows if row.event_id is not None])
+    await _bury(connection, _BURY_STRANGERS, _each_once([row for row in rows if row.event_id is None]))
+
+
+def _each_once(strangers: Sequence[DeadLetterRow]) -> list[DeadLetterRow]:
+    """One statement cannot add twice to one letter."""
+    found: dict[bytes | int, DeadLetterRow] = {}
+    for row in strangers:
+        key = row.digest or id(row)
+        found[key] = replace(row, attempts=found[key].attempts + row.attempts) if key in found else row
+    return list(found.values())
+
+
+async def _bury(connection: Connection, statement: str, rows: Sequence[DeadLetterRow]) -> None:
     columns = zip(
         *(
             (uuid7(), r.event_id, r.company_id, r.connection_id, r.vendor, r.queue, r.operation, r.entity_type,
              r.entity_external_id, r.entity_internal_id, r.error_class, r.error_code, r.error_message,
-             r.fingerprint(), r.attempts, r.first_attempt_at, r.owner, r.sealed, r.routing)
+             r.fingerprint(), r.attempts, r.first_attempt_at, r.owner, r.sealed, r.routing, r.digest)
             for r in rows
         ),
         strict=True,
     )  # fmt: skip
     if rows:
-        await connection.execute(_SQL["bury"], *columns)
+        await connection.execute(statement, *columns)
 
 
 async def resolve(connection: Connection, ids: Sequence[UUID]) -> None:

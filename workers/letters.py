@@ -22,7 +22,8 @@ _KEPT_BYTES = 64 * 1024  # of a message that is malformed as a whole
 def stranger(event: Event, problem: str, cipher: Cipher, company_id: str | None = None) -> DeadLetterRow:
     """An event that can have no row: kept whole, sealed for its company, or for the installation if it may belong to nobody."""
     letter = letter_without_row(event.type, company_id, problem, {"id": event.id, "source": event.source})
-    letter.sealed = cipher.seal_bytes(encode(event))
+    whole = encode(event)
+    letter.sealed, letter.digest = cipher.seal_bytes(whole), cipher.digest(whole)
     return letter
 
 
@@ -37,6 +38,8 @@ def unreadable(malformed: Malformed, queue: str, routing: Mapping[str, Any], cip
     letter.queue = queue
     letter.error_code = "unreadable_message"
     letter.sealed = cipher.seal_bytes(malformed.raw if of_batch else malformed.raw[:_KEPT_BYTES])
+    # With its place: a batch may say the same twice, and so may two types.
+    letter.digest = cipher.digest(f"{routing['key']} {malformed.place}\n".encode() + malformed.raw)
     return letter
 
 

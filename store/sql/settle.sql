@@ -28,17 +28,17 @@ SELECT id FROM settled
 -- One open dead letter for an event: a second failure after a requeue adds to it.
 INSERT INTO dead_letters AS d (id, event_id, company_id, connection_id, vendor, queue, operation, entity_type,
     entity_external_id, entity_internal_id, error_class, error_code, error_message, fingerprint, attempts,
-    first_attempt_at, owner, sealed, routing)
+    first_attempt_at, owner, sealed, routing, digest)
 SELECT id, event_id, company_id, connection_id, vendor, queue, operation, entity_type, entity_external_id,
        entity_internal_id, error_class, error_code, error_message, fingerprint, attempts, first_attempt_at, owner,
-       sealed, routing::jsonb
+       sealed, routing::jsonb, digest
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
             $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::int[],
-            $16::timestamptz[], $17::text[], $18::bytea[], $19::text[])
+            $16::timestamptz[], $17::text[], $18::bytea[], $19::text[], $20::bytea[])
     AS g (id, event_id, company_id, connection_id, vendor, queue, operation, entity_type, entity_external_id,
           entity_internal_id, error_class, error_code, error_message, fingerprint, attempts, first_attempt_at, owner,
-          sealed, routing)
-ON CONFLICT (event_id) WHERE status IN ('pending', 'retrying') DO UPDATE
+          sealed, routing, digest)
+ON CONFLICT (event_id) WHERE event_id IS NOT NULL AND status IN ('pending', 'retrying') DO UPDATE
 SET status = 'pending', error_class = EXCLUDED.error_class, error_code = EXCLUDED.error_code,
     error_message = EXCLUDED.error_message, fingerprint = EXCLUDED.fingerprint, owner = EXCLUDED.owner,
     attempts = d.attempts + EXCLUDED.attempts, last_attempt_at = clock_timestamp()

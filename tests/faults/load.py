@@ -410,7 +410,8 @@ class Load:
     async def _errand_junk(self) -> None:
         """A message that nobody can read."""
         self.letters += 1
-        await self._ground.publish(EVENTS, "beds24.booking.junk", b"{no event", "text/plain")
+        body = b"{no event " + uuid7().bytes  # the same twice would be one letter
+        await self._ground.publish(EVENTS, "beds24.booking.junk", body, "text/plain")
 
     def _fault(self, kind: FaultKind, operation: str, **more: Any) -> None:
         self.vendor_sound = False

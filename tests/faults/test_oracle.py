@@ -125,7 +125,7 @@ WRONG: dict[str, tuple[str, Callable[[Record], object]]] = {
     "an attempt too many": ("after 2 attempts", lambda r: _row(r, DELIVERY, attempts=2)),
     "a start that nobody answered": ("unanswered", lambda r: _row(r, FACT, starts=1)),
     "a dead letter": ("nothing explains", lambda r: setattr(r, "letters", [FACT])),
-    "a dead letter of nothing": ("without an event", lambda r: setattr(r, "letters", [None])),
+    "a dead letter of nothing": ("0 unreadable messages, 1", lambda r: setattr(r, "letters", [None])),
     "a dead letter that is missing": ("1 unreadable", lambda r: setattr(r, "expected_letters", 1)),
     "a message left over": ("wait in", lambda r: setattr(r, "waiting", {"beds24.dlq": 1})),
     "results left over": ("nobody was told", lambda r: setattr(r, "results_waiting", 1)),

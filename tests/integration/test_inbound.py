@@ -15,7 +15,7 @@ import pytest
 from ops.fleet import inbound_stage
 from ops.parts import open_parts
 from schemas.connection import Connection
-from schemas.event import Event, decode
+from schemas.event import BATCH_CONTENT_TYPE, CONTENT_TYPE, Event, decode
 from simulators.bookings import deliveries, generate, truth
 from store import connections, dead_letters
 from telemetry import metrics
@@ -99,6 +99,30 @@ async def test_what_comes_by_the_exchange_in_the_wrong_way_is_kept_as_a_dead_let
         assert any(word in text for text in texts), texts
     for letter in letters:
         assert inbound.keys.installation.open_bytes(letter["sealed"])
+
+
+async def test_a_message_that_comes_again_adds_to_its_dead_letter(inbound: World) -> None:
+    """The worker that kept it died before the ack, or the answer to its commit was lost: the broker, or it, brings it again."""
+    fact = orjson.dumps({"id": "x", "source": "/me", "type": "beds24.booking.created", "data": {"id": 1}})
+    other = fact.replace(b'"id":1', b'"id":2')
+    batch = b'[{"id": 7}, {"id": 7}, {"id": "y", "type": "beds24.booking.created"}]'
+    async with await aio_pika.connect(inbound.amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange("pms.events", ensure=False)
+
+        async def come(*bodies: bytes, key: str = "beds24.booking.created") -> None:
+            for body in bodies:
+                kind = BATCH_CONTENT_TYPE if body is batch else CONTENT_TYPE
+                await exchange.publish(aio_pika.Message(body, content_type=kind), key)
+
+        await come(b"not json", fact, batch, b"not json", fact, batch)
+        await come(b"not json", key="beds24.booking.modified")
+        await come(fact, other, other)
+        await inbound.until("SELECT sum(attempts) FROM dead_letters", equals=12)
+        rows = await inbound.db.fetch("SELECT attempts, status FROM dead_letters ORDER BY id")
+        assert sorted(row["attempts"] for row in rows) == [1, 2, 2, 2, 2, 3]
+        await inbound.db.execute("UPDATE dead_letters SET status = 'abandoned'")
+        await come(fact)
+        await inbound.until("SELECT count(*) FROM dead_letters WHERE status = 'pending'", equals=1)
 
 
 async def test_what_nobody_can_read_is_kept_and_the_brokers_dead_letters_go_on_whatever_it_says_of_its_deaths(

@@ -28,6 +28,14 @@ def test_a_value_opens_with_its_key_and_company_only() -> None:
     assert Cipher(KEY, "acme").open(None) == {}
 
 
+def test_a_digest_tells_a_value_to_who_has_the_key_only() -> None:
+    digest = Cipher(KEY, "acme").digest(b"Zoe")
+    assert digest == Cipher(KEY, "acme").digest(b"Zoe")
+    others = (Cipher(KEY, "acme").digest(b"Zoa"), Cipher(os.urandom(32), "acme").digest(b"Zoe"))
+    assert digest not in others
+    assert len(digest) == 16
+
+
 def test_the_key_file_is_private_never_overwritten_and_says_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "deep/key"
     KeyFile.create(path)
