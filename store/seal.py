@@ -30,7 +30,7 @@ class SealError(Exception):
 
 
 class Cipher:
-    """Seals and opens for one company."""
+    """Seals, opens and tells values apart for one company."""
 
     __slots__ = ("_aead", "_context", "_digest_key")
 
